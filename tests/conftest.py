@@ -1,0 +1,19 @@
+"""Hypothesis profiles, chosen by HYPOTHESIS_PROFILE (default `dev`).
+
+A test takes its number of examples from the profile, so that `make nightly` deepens every test. One that must differ
+scales the profile's number: `@settings(max_examples=settings.default.max_examples // 4)`.
+"""
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# `ci` draws the same values every time: a red commit is red because of what it changed. `nightly` is where new values
+# are explored. No deadlines: a first call pays for imports, and the machine is shared.
+COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("dev", max_examples=25, **COMMON)
+settings.register_profile("ci", max_examples=100, derandomize=True, **COMMON)
+settings.register_profile("nightly", max_examples=3000, **COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
+
+os.environ.setdefault("MPLBACKEND", "Agg")
