@@ -1,0 +1,234 @@
+"""Reverse mode: cotangents flow from the outputs to the leaves, each node once, in topological order.
+
+The walk is iterative: a chain of 100,000 ops is no deeper than one. A cotangent is an argument, held in a table for as
+long as it waits for its node and popped when the node consumes it; no tensor but a leaf ever holds a gradient.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node
+from tinygrad_llm.autograd.modes import is_anomaly_enabled, set_grad_enabled
+from tinygrad_llm.ops import Op
+
+if TYPE_CHECKING:
+    from tinygrad_llm.autograd.tensor import Tensor
+
+
+def backward(
+    tensors: Sequence[Tensor], gradients: Sequence[Any], retain_graph: bool | None = None, create_graph: bool = False
+) -> None:
+    """Add d Σ⟨gradient, tensor⟩ / d leaf to `.grad` of every leaf that requires grad. See Tensor.backward."""
+    with set_grad_enabled(create_graph):
+        for leaf, gradient, owned in _walk(tensors, gradients, (), retain_graph, create_graph):
+            _accumulate(leaf, gradient, owned, create_graph)
+
+
+def grad(
+    outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], grad_outputs: Any = None,
+    retain_graph: bool | None = None, create_graph: bool = False, allow_unused: bool = False,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of Σ⟨grad_output, output⟩ with respect to inputs, leaves or not, without touching `.grad`.
+
+    Shapes are those of the inputs. torch.autograd.grad's arguments. Errors: AutogradError for an input that the outputs
+    do not depend on, unless allow_unused.
+    """
+    outputs, inputs = _as_list(outputs, 1), _as_list(inputs, 1)
+    gradients = _as_list(grad_outputs, len(outputs))
+    for i, x in enumerate(inputs):
+        if not x.requires_grad:
+            raise AutogradError(f"grad: inputs[{i}]: got a tensor that does not require grad, expected one that does")
+    with set_grad_enabled(create_graph):
+        reached = {id(place): g for place, g, _ in _walk(outputs, gradients, inputs, retain_graph, create_graph)}
+    found = [reached.get(id(_place(x))) for x in inputs]
+    for i, g in enumerate(found):
+        if g is None and not allow_unused:
+            raise AutogradError(f"grad: inputs[{i}]: got a tensor that the outputs do not depend on, expected one they do "
+                                "(or allow_unused=True)")
+    return tuple([_as_tensor(g, inputs[0]) for g in found])
+
+
+def _walk(
+    tensors: Sequence[Tensor], gradients: Sequence[Any], inputs: Sequence[Tensor], retain_graph: bool | None,
+    create_graph: bool,
+) -> list[tuple[Any, Any, bool]]:
+    """Send cotangents back to the leaves, or to `inputs` where given; list (leaf or node, gradient, whether it is ours)."""
+    retain = create_graph if retain_graph is None else retain_graph
+    targets = {id(_place(x)) for x in inputs}
+    table = _Cotangents(create_graph)
+    for i, (tensor, gradient) in enumerate(zip(tensors, gradients)):
+        table.add(_place(tensor), _first_cotangent(i, tensor, gradient, create_graph), owned=False)
+    waiting = _count_uses([_place(t) for t in tensors], targets)
+    ready = [place for place in _unique([_place(t) for t in tensors]) if waiting[id(place)] == 0]
+    results = []
+    while ready:
+        place = ready.pop()
+        gradient, owned = table.pop(place)
+        if id(place) in targets or not isinstance(place, Node):
+            if gradient is not None and (not inputs or id(place) in targets):
+                results.append((place, gradient, owned))
+            continue
+        _push(place, gradient, table, create_graph)
+        if not retain:
+            place.release()
+        for parent in place.parents:
+            if parent is not None:
+                waiting[id(parent)] -= 1
+                if waiting[id(parent)] == 0:
+                    ready.append(parent)
+    return results
+
+
+class _Cotangents:
+    """The cotangents that wait for their node. `owned` marks an array that nobody else can hold: only that is added to."""
+
+    def __init__(self, create_graph: bool) -> None:
+        self.slots: dict[int, tuple[Any, bool]] = {}
+        self.create_graph = create_graph
+
+    def add(self, place: Any, gradient: Any, owned: bool) -> None:
+        before, mine = self.slots.get(id(place), (None, False))
+        if before is None:
+            self.slots[id(place)] = gradient, owned
+        elif mine and not self.create_graph:
+            self.slots[id(place)] = np.add(before, gradient, out=before), True
+        else:
+            self.slots[id(place)] = before + gradient, True
+
+    def pop(self, place: Any) -> tuple[Any, bool]:
+        return self.slots.pop(id(place), (None, False))
+
+
+def _push(node: Node, gradient: Any, table: _Cotangents, create_graph: bool) -> None:
+    """Call a node's vjp and hand each gradient to the parent that it belongs to."""
+    if gradient is None:
+        return
+    if node.vjp is None:
+        raise AutogradError(
+            f"{node.op.name}: this graph was already used by backward() and let go of what it held; call the first "
+            "backward(retain_graph=True) to use it twice"
+        )
+    node.check_saved()
+    gradients = _differentiable_vjp(node, gradient) if create_graph else node.vjp(gradient)
+    seen: list[Any] = [gradient]
+    for i, (parent, g) in enumerate(zip(node.parents, gradients)):
+        if parent is None or g is None:
+            continue
+        _check_fits(node, i, parent, g)
+        owned = isinstance(g, np.ndarray) and g.base is None and not any(g is other for other in seen)
+        seen.append(g)
+        table.add(parent, g, owned)
+
+
+def _differentiable_vjp(node: Node, gradient: Tensor) -> tuple[Any, ...]:
+    """The vjp as tensors that can be differentiated again.
+
+    A vjp that closes over no floating array has constant coefficients: it runs on a Tensor as it is. Otherwise the
+    op's own body runs once more, on Tensors in place of arrays, so that its NumPy calls become a graph; a fused op
+    does so through its definition in primitives.
+    """
+    assert node.vjp is not None
+    if node.inputs is None:
+        return node.vjp(gradient)
+    if node.op.definition is None:
+        return node.op(*node.inputs, **node.options)[1](gradient)
+    return _through_definition(node.op, node.inputs, node.options, gradient)
+
+
+def _through_definition(op: Op, inputs: tuple[Any, ...], options: dict[str, Any], gradient: Tensor) -> tuple[Any, ...]:
+    # Each input passes through an identity, where the inner walk stops; what it returns still depends on the input.
+    stops = [a.__apply_op__(_identity, a) if getattr(a, "requires_grad", False) else a for a in inputs]
+    wanted = [s for s, a in zip(stops, inputs) if getattr(a, "requires_grad", False)]
+    filled = stops + [None] * (len(op.args) - len(stops))
+    out = op.definition(*filled, **{**_defaults(op), **options})  # type: ignore[misc]
+    found = iter(grad(out, wanted, gradient, create_graph=True, allow_unused=True))
+    return tuple([next(found) if getattr(a, "requires_grad", False) else None for a in inputs])
+
+
+def _defaults(op: Op) -> dict[str, Any]:
+    parameters = inspect.signature(op.function).parameters
+    return {name: parameters[name].default for name in op.options}
+
+
+_identity = Op("identity", lambda x: (x, lambda g: (g,)), (), {}, "x", variadic=True)
+
+
+def _check_fits(node: Node, i: int, parent: Any, g: Any) -> None:
+    if g.shape != parent.shape or g.dtype != parent.dtype:
+        raise AutogradError(
+            f"{node.op.name}: the gradient of argument {i} has shape {g.shape} and dtype {g.dtype}, "
+            f"expected {parent.shape} and {parent.dtype}"
+        )
+    if is_anomaly_enabled() and not np.isfinite(np.asarray(g)).all():
+        what = "nan" if np.isnan(np.asarray(g)).any() else "inf"
+        raise AnomalyError(f"backward of {node.op.name} gave {what} for argument {i}; its forward was called at {node.line}")
+
+
+def _place(tensor: Tensor) -> Any:
+    return tensor._node or tensor
+
+
+def _unique(places: Sequence[Any]) -> list[Any]:
+    return list({id(p): p for p in places}.values())
+
+
+def _count_uses(roots: Sequence[Any], targets: set[int]) -> dict[int, int]:
+    """How many nodes reachable from the roots will send a cotangent to each place."""
+    uses = {id(root): 0 for root in roots}
+    stack, seen = _unique(roots), {id(root) for root in roots}
+    while stack:
+        place = stack.pop()
+        if id(place) in targets or not isinstance(place, Node):
+            continue
+        for parent in place.parents:
+            if parent is not None:
+                uses[id(parent)] = uses.get(id(parent), 0) + 1
+                if id(parent) not in seen:
+                    seen.add(id(parent))
+                    stack.append(parent)
+    return uses
+
+
+def _first_cotangent(i: int, tensor: Tensor, gradient: Any, create_graph: bool) -> Any:
+    if not tensor.requires_grad:
+        raise AutogradError("backward: got a tensor that does not require grad, expected one made from a tensor that does")
+    if gradient is None:
+        if tensor.size != 1:
+            raise AutogradError(f"backward: gradient: got None for a tensor of shape {tensor.shape}, expected a gradient "
+                                "of that shape (it is implied for a single element only)")
+        gradient = np.ones(tensor.shape, tensor.dtype)
+    array = np.asarray(gradient) if hasattr(gradient, "dtype") else np.asarray(gradient, dtype=tensor.dtype)
+    if array.shape != tensor.shape:
+        raise AutogradError(f"backward: gradient: got shape {array.shape}, expected {tensor.shape}")
+    if array.dtype != tensor.dtype:
+        raise AutogradError(f"backward: gradient: got dtype {array.dtype}, expected {tensor.dtype}")
+    if not create_graph:
+        return array
+    return gradient if hasattr(gradient, "requires_grad") else _as_tensor(array, tensor)
+
+
+def _as_tensor(g: Any, like: Tensor) -> Any:
+    """An array as a tensor of like's class; a tensor or None as it is."""
+    return type(like).from_array(g) if isinstance(g, np.ndarray) else g
+
+
+def _as_list(gradients: Any, n: int) -> list[Any]:
+    if gradients is None:
+        return [None] * n
+    if isinstance(gradients, tuple | list):
+        return list(gradients)
+    return [gradients]
+
+
+def _accumulate(leaf: Tensor, gradient: Any, owned: bool, create_graph: bool) -> None:
+    """leaf.grad + gradient. A gradient that something else may hold is copied; nothing is added to in place."""
+    if leaf.grad is not None:
+        gradient = (leaf.grad if create_graph else leaf.grad._array) + gradient
+    elif not owned and not create_graph:
+        gradient = np.array(gradient)
+    leaf.grad = _as_tensor(gradient, leaf)

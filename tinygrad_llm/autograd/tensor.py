@@ -1,0 +1,296 @@
+"""Tensor: an ndarray that remembers how it was computed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm.autograd.backward import backward
+from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node, Version, root
+from tinygrad_llm.autograd.modes import calling_line, is_anomaly_enabled, is_grad_enabled
+from tinygrad_llm.ops import Op, ShapeError
+
+
+class Tensor:
+    """An array with torch's interface. Make one with `tinygrad_llm.tensor`; ops make the others.
+
+    `requires_grad` asks backward for `.grad`; `grad_fn` is the Node that made it, None for a leaf. Operators and methods
+    (`x + y`, `x.sum(dim)`) are the public functions of `tinygrad_llm.functions`, installed there by name.
+    """
+
+    __slots__ = ("__weakref__", "_array", "_node", "_requires_grad", "_version", "grad")
+    __hash__ = object.__hash__
+
+    _array: np.ndarray
+    _node: Node | None
+    _requires_grad: bool
+    _version: Version
+    grad: Tensor | None
+
+    def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None) -> None:
+        self._array = as_array(data, dtype)
+        self._node, self._requires_grad, self._version, self.grad = None, False, Version(), None
+        self.requires_grad_(requires_grad)
+
+    @classmethod
+    def from_array(cls, array: np.ndarray) -> Tensor:
+        """Wrap an array without copying it: torch.from_numpy."""
+        self = object.__new__(cls)
+        self._array, self._node, self._requires_grad, self._version, self.grad = array, None, False, Version(), None
+        return self
+
+    # What it is ------------------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+        return self._array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """NumPy's dtype of the elements."""
+        return self._array.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self._array.ndim
+
+    @property
+    def size(self) -> int:
+        """Number of elements (NumPy's meaning; torch's is `numel()`)."""
+        return self._array.size
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return self._array.size
+
+    def dim(self) -> int:
+        """Number of axes."""
+        return self._array.ndim
+
+    @property
+    def grad_fn(self) -> Node | None:
+        """The node that made this tensor; None for a leaf."""
+        return self._node
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether no recorded op made it: only leaves receive `.grad`."""
+        return self._node is None
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether backward computes a gradient for it or through it."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self.requires_grad_(value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Ask for `.grad`, or no longer. Errors: TypeError where the dtype is no float, AutogradError for a non-leaf."""
+        if requires_grad and self.dtype.kind != "f":
+            raise AutogradError(f"requires_grad: got a tensor of dtype {self.dtype}, expected a floating dtype")
+        if self._node is not None and not requires_grad:
+            raise AutogradError("requires_grad: got False for the result of an op, expected a leaf; use detach()")
+        self._requires_grad = bool(requires_grad)
+        return self
+
+    # Its values ------------------------------------------------------------------------------------------------------
+
+    def numpy(self) -> np.ndarray:
+        """The values as an ndarray that shares memory with the tensor."""
+        return self._array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self._array, dtype=dtype, copy=copy)
+
+    @property
+    def data(self) -> Tensor:
+        """The same memory, outside every graph."""
+        return self.detach()
+
+    def detach(self) -> Tensor:
+        """The same memory, outside every graph; writes to either are seen by both, and by backward's checks."""
+        out = Tensor.from_array(self._array)
+        out._version = self._version
+        return out
+
+    def item(self) -> Any:
+        """The only element, as a Python number. Errors: ShapeError where there is not exactly one."""
+        if self.size != 1:
+            raise ShapeError(f"item: got a tensor of shape {self.shape}, expected one element")
+        return self._array.item()
+
+    def tolist(self) -> Any:
+        """The values as nested lists of Python numbers."""
+        return self._array.tolist()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        return self._array.__index__()
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __len__(self) -> int:
+        if not self.ndim:
+            raise TypeError("len: got a tensor without axes, expected at least one")
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    def __contains__(self, value: Any) -> bool:
+        return bool((self._array == np.asarray(value)).any())
+
+    def __repr__(self) -> str:
+        values = np.array2string(self._array, separator=", ", prefix="tensor(", precision=4, threshold=200)
+        made_by = f", grad_fn=<{self._node.op.name}>" if self._node else ", requires_grad=True" * self._requires_grad
+        dtype = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
+        return f"tensor({values}{dtype}{made_by})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if self._node is not None:
+            raise AutogradError("deepcopy: got the result of an op, expected a leaf; use detach() first")
+        out = self.__class__.from_array(self._array.copy())
+        out._requires_grad = self._requires_grad
+        out.grad = copy.deepcopy(self.grad, memo)
+        return out
+
+    # Differentiation -------------------------------------------------------------------------------------------------
+
+    def backward(self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False) -> None:
+        """Add the gradient of ⟨gradient, self⟩ to `.grad` of every leaf that self depends on.
+
+        gradient      cotangent of self's shape and dtype; None means 1 and is allowed for one element only
+        retain_graph  keep the graph for another backward; by default it is let go (and kept if create_graph)
+        create_graph  make the gradients part of a graph, so that they can be differentiated again
+
+        Errors: AutogradError where self does not require grad, where the graph was used before, or where a tensor
+        that it needs was written to.
+        """
+        backward([self], [gradient], retain_graph, create_graph)
+
+    # Writing ---------------------------------------------------------------------------------------------------------
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        index = unwrap_index(index)
+        self._write(lambda a: a.__setitem__(index, np.asarray(value, dtype=a.dtype)))
+
+    def copy_(self, source: Any) -> Tensor:
+        """Write the values of source, broadcast and cast, into this tensor."""
+        return self._write(lambda a: np.copyto(a, np.asarray(source), casting="same_kind"))
+
+    def zero_(self) -> Tensor:
+        """Write zeros."""
+        return self._write(lambda a: a.fill(0))
+
+    def fill_(self, value: float) -> Tensor:
+        """Write one value everywhere."""
+        return self._write(lambda a: a.fill(value))
+
+    def _write(self, write: Callable[[np.ndarray], Any]) -> Tensor:
+        """Write in place and say so to every graph that still needs the old values."""
+        if self._requires_grad and is_grad_enabled():
+            raise AutogradError("in-place write: got a tensor that requires grad, expected no_grad() or a detached tensor")
+        write(self._array)
+        self._version.count += 1
+        return self
+
+    # NumPy -----------------------------------------------------------------------------------------------------------
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if method == "__call__" and ufunc in NUMPY and not kwargs:
+            return NUMPY[ufunc](*inputs)
+        plain = [x._array if isinstance(x, Tensor) else x for x in inputs]
+        result = getattr(ufunc, method)(*plain, **kwargs)
+        return _constant(ufunc, result)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if function in NUMPY:
+            return NUMPY[function](*args, **kwargs)
+        return _constant(function, function._implementation(*_plain(args), **_plain(kwargs)))
+
+    def __apply_op__(self, op: Op, *args: Any, **options: Any) -> Tensor:
+        return apply(op, *args, **options)
+
+
+def apply(op: Op, *args: Any, **options: Any) -> Tensor:
+    """Call an op on tensors (arrays and Python numbers are constants) and record it where a gradient will be wanted."""
+    out, vjp = op(*[a._array if isinstance(a, Tensor) else a for a in args], **options)
+    out = np.asarray(out)
+    result = Tensor.from_array(out)
+    if out.base is not None:
+        _share_version(result, args)
+    if is_grad_enabled() and out.dtype.kind == "f" and any([isinstance(a, Tensor) and a._requires_grad for a in args]):
+        result._node, result._requires_grad = Node(op, vjp, args, options, result), True
+    if is_anomaly_enabled() and out.dtype.kind == "f" and not np.isfinite(out).all():
+        raise AnomalyError(f"forward of {op.name} gave {'nan' if np.isnan(out).any() else 'inf'}, called at {calling_line()}")
+    return result
+
+
+def _share_version(result: Tensor, args: tuple[Any, ...]) -> None:
+    """A view shares the version of what it views."""
+    memory = root(result._array)
+    for a in args:
+        if isinstance(a, Tensor) and root(a._array) is memory:
+            result._version = a._version
+
+
+NUMPY: dict[Any, Callable[..., Any]] = {}
+"""NumPy function → the function of tensors that it stands for; filled by tinygrad_llm.functions."""
+
+_FLAT = {np.sign, np.floor, np.ceil, np.rint, np.trunc, np.ones_like, np.zeros_like}
+
+
+def _constant(function: Any, result: Any) -> Any:
+    """A result whose derivative is zero everywhere; refuse any other, for its gradient would be lost without a word."""
+    values = result if isinstance(result, tuple) else (result,)
+    if function not in _FLAT and any(np.asarray(v).dtype.kind in "fc" for v in values):
+        raise TypeError(f"{function.__name__}: got a Tensor, expected an ndarray: no op stands for this NumPy function. "
+                        "Use tinygrad_llm's functions, or x.numpy() where no gradient is wanted")
+    return Tensor.from_array(np.asarray(result)) if isinstance(result, np.ndarray | np.generic) else result
+
+
+def _plain(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {k: _plain(v) for k, v in values.items()}
+    if isinstance(values, tuple | list):
+        return type(values)([_plain(v) for v in values])
+    return values._array if isinstance(values, Tensor) else values
+
+
+def unwrap_index(index: Any) -> Any:
+    """An index as NumPy takes it: tensors become arrays."""
+    return _plain(index) if isinstance(index, tuple) else _plain([index])[0]
+
+
+def as_array(data: Any, dtype: Any = None) -> np.ndarray:
+    """A new array of the data. Python floats become float32, as in torch; arrays keep their dtype."""
+    if isinstance(data, Tensor):
+        return np.array(data._array, dtype=dtype)
+    try:
+        array = np.array(data, dtype=dtype)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"tensor: data: got {type(data).__name__}, expected numbers in a regular nesting: {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"tensor: data: got dtype {array.dtype}, expected real numbers or booleans")
+    if dtype is None and array.dtype == np.float64 and not isinstance(data, np.ndarray | np.generic) and not _has_arrays(data):
+        array = array.astype(np.float32)
+    return array
+
+
+def _has_arrays(data: Any) -> bool:
+    if isinstance(data, tuple | list):
+        return any(_has_arrays(d) for d in data)
+    return isinstance(data, np.ndarray | np.generic | Tensor)

@@ -1,0 +1,238 @@
+"""Ops that act on each element by itself. Where shapes differ they broadcast; the declaration sums the gradients back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.polynomial import chebyshev
+
+from tinygrad_llm.ops.declare import Vjp, compute, op
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, int | float | complex)
+
+
+@op(x="~B", y="~B", torch="x + y")
+def add(x: Any, y: Any) -> tuple[Any, Vjp]:
+    """x + y.   dx = g,  dy = g"""
+    return x + y, lambda g: (g, g)
+
+
+@op(x="~B", y="~B", torch="x - y")
+def sub(x: Any, y: Any) -> tuple[Any, Vjp]:
+    """x − y.   dx = g,  dy = −g"""
+    return x - y, lambda g: (g, -g)
+
+
+@op(x="~B", y="~B", torch="x * y")
+def mul(x: Any, y: Any) -> tuple[Any, Vjp]:
+    """x · y.   dx = g · y,  dy = g · x"""
+    if _is_number(y):
+        return x * y, lambda g: (g * y, None)
+    if _is_number(x):
+        return x * y, lambda g: (None, g * x)
+    return x * y, lambda g: (g * y, g * x)
+
+
+@op(x="~B", y="~B != 0", torch="x / y")
+def div(x: Any, y: Any) -> tuple[Any, Vjp]:
+    """x / y.   dx = g / y,  dy = −g · x / y²"""
+    if _is_number(y):
+        return x / y, lambda g: (g / y, None)
+    return x / y, lambda g: (g / y, -g * (x / y) / y)
+
+
+@op(x="~B", torch="-x")
+def neg(x: Any) -> tuple[Any, Vjp]:
+    """−x.   dx = −g"""
+    return -x, lambda g: (-g,)
+
+
+@op(x="~B in (-4, 4)", torch="torch.exp(x)")
+def exp(x: Any) -> tuple[Any, Vjp]:
+    """eˣ.   dx = g · eˣ"""
+    out = np.exp(x)
+    return out, lambda g: (g * out,)
+
+
+@op(x="~B in (0.05, 8)", torch="torch.log(x)")
+def log(x: Any) -> tuple[Any, Vjp]:
+    """ln x, x > 0.   dx = g / x"""
+    return np.log(x), lambda g: (g / x,)
+
+
+@op(x="~B in (0.05, 8)", torch="torch.sqrt(x)")
+def sqrt(x: Any) -> tuple[Any, Vjp]:
+    """√x, x ≥ 0.   dx = g / (2 √x)"""
+    out = np.sqrt(x)
+    return out, lambda g: (g / (2 * out),)
+
+
+@op(x="~B", torch="torch.square(x)")
+def square(x: Any) -> tuple[Any, Vjp]:
+    """x².   dx = 2 g x"""
+    return x * x, lambda g: (2 * g * x,)
+
+
+@op(x="~B in (0.2, 3)", y="~B in (-3, 3)", torch="torch.pow(x, y)")
+def pow(x: Any, y: Any) -> tuple[Any, Vjp]:
+    """xʸ.   dx = g · y · xʸ⁻¹ (0 where y = 0),  dy = g · xʸ · ln x (0 where x = 0 and y ≥ 0)"""
+    out = x**y
+    if _is_number(y):
+        return out, lambda g: (g * (y * x ** (y - 1)) if y != 0 else 0 * g, None)
+
+    def vjp(g: Any) -> tuple[Any, Any]:
+        dx = g * np.where(y == 0, 0, y * x ** np.where(y == 0, 1, y - 1))
+        if _is_number(x):
+            return None, g * out * (math.log(x) if x > 0 else 0.0)
+        safe = np.where((x == 0) & (y >= 0), 1, x)
+        return dx, g * out * np.log(safe)
+
+    return out, vjp
+
+
+@op(x="~B", torch="torch.sin(x)")
+def sin(x: Any) -> tuple[Any, Vjp]:
+    """sin x, x in radians.   dx = g · cos x"""
+    return np.sin(x), lambda g: (g * np.cos(x),)
+
+
+@op(x="~B", torch="torch.cos(x)")
+def cos(x: Any) -> tuple[Any, Vjp]:
+    """cos x, x in radians.   dx = −g · sin x"""
+    return np.cos(x), lambda g: (-g * np.sin(x),)
+
+
+@op(x="~B", torch="torch.tanh(x)")
+def tanh(x: Any) -> tuple[Any, Vjp]:
+    """tanh x.   dx = g · (1 − tanh² x)"""
+    out = np.tanh(x)
+    return out, lambda g: (g * (1 - out * out),)
+
+
+@op(x="~B", torch="torch.sigmoid(x)")
+def sigmoid(x: Any) -> tuple[Any, Vjp]:
+    """σ(x) = 1 / (1 + e⁻ˣ), written with e^−|x| so that nothing overflows.   dx = g · σ · (1 − σ)"""
+    small = np.exp(np.where(x >= 0, -x, x))
+    out = np.where(x >= 0, 1, small) / (1 + small)
+    return out, lambda g: (g * out * (1 - out),)
+
+
+@op(x="~B != 0", torch="torch.abs(x)")
+def abs(x: Any) -> tuple[Any, Vjp]:
+    """|x|.   dx = g · sign x, 0 at 0 as in torch"""
+    out = np.where(x < 0, -x, x) if x.dtype.kind == "c" else np.abs(x)
+    return out, lambda g: (g * np.sign(x),)
+
+
+@op(x="~B", y="~B", torch="torch.maximum(x, y)")
+def maximum(x: Any, y: Any) -> tuple[Any, Vjp]:
+    """max(x, y).   The larger takes the gradient; where x = y each takes half, as in torch"""
+    return np.maximum(x, y), lambda g: _shares(g, x > y, x == y)
+
+
+@op(x="~B", y="~B", torch="torch.minimum(x, y)")
+def minimum(x: Any, y: Any) -> tuple[Any, Vjp]:
+    """min(x, y).   The smaller takes the gradient; where x = y each takes half, as in torch"""
+    return np.minimum(x, y), lambda g: _shares(g, x < y, x == y)
+
+
+def _shares(g: Any, first: Any, tie: Any) -> tuple[Any, Any]:
+    return np.where(tie, g / 2, np.where(first, g, 0)), np.where(tie, g / 2, np.where(first, 0, g))
+
+
+@op(condition="~B bool", x="~B", y="~B", torch="torch.where(condition, x, y)")
+def where(condition: Any, x: Any, y: Any) -> tuple[Any, Vjp]:
+    """x where condition holds, else y.   dx = g where condition,  dy = g where not"""
+    return np.where(condition, x, y), lambda g: (None, np.where(condition, g, 0), np.where(condition, 0, g))
+
+
+@op(x="*B", options={"dtype": (np.float32, np.float64)}, torch="x.to(getattr(torch, np.dtype(dtype).name))")
+def cast(x: Any, dtype: Any) -> tuple[Any, Vjp]:
+    """x in another floating dtype.   dx = g in the dtype of x"""
+    back = x.dtype
+    return x.astype(dtype), lambda g: (g.astype(back),)
+
+
+@op(x="~B != 0", torch="torch.relu(x)")
+def relu(x: Any) -> tuple[Any, Vjp]:
+    """max(x, 0).   dx = g where x > 0, else 0 (at 0 too, as in torch)"""
+    dead = x <= 0
+    return np.maximum(x, 0), lambda g: (np.where(dead, 0, g),)
+
+
+@op(x="~B", torch="torch.erf(x)")
+def erf(x: Any) -> tuple[Any, Vjp]:
+    """erf x = 2/√π ∫₀ˣ e^(−t²) dt.   dx = g · 2/√π · e^(−x²)
+
+    |x| < 1: x · p(x²).  |x| ≥ 1: 1 − t · exp(−x² + q(t)), t = 2/(2 + |x|)  (the form of Numerical Recipes, 6.2.2);
+    p and q are Chebyshev fits to the C library's erf and erfc, made on first use, accurate to a few ulp of float64.
+    """
+    return _erf(x), lambda g: (g * (2 / math.sqrt(math.pi) * np.exp(-x * x)),)
+
+
+def _erf(x: Any) -> Any:
+    if hasattr(x, "__apply_op__"):
+        return compute(erf, x)
+    near, far = _erf_fits()
+    magnitude = np.where(x < 0, -x, x)
+    inside = np.where(magnitude > 1, 1, magnitude)
+    z = np.where(magnitude > 6, 6, magnitude)  # erf is 1 to the last bit from 5.93 on
+    t = 2 / (2 + z)
+    tail = 1 - t * np.exp(-z * z + _horner(far, (t - _MIDDLE) / _HALF))
+    out = np.where(magnitude < 1, inside * _horner(near, 2 * inside * inside - 1), tail)
+    return np.where(x != x, x, np.where(x < 0, -out, out))
+
+
+_MIDDLE, _HALF = 0.46, 0.22  # t of |x| in [0.94, 6.33]
+
+
+@cache
+def _erf_fits() -> tuple[list[float], list[float]]:
+    """Coefficients, lowest power first, of p in 2x² − 1 and of q in (t − middle) / half: both on [−1, 1]."""
+
+    def p(u: float) -> float:
+        x = math.sqrt((u + 1) / 2)
+        return math.erf(x) / x if x > 1e-6 else 2 / math.sqrt(math.pi)
+
+    def q(u: float) -> float:
+        t = _MIDDLE + _HALF * u
+        z = 2 / t - 2
+        return math.log(math.erfc(z) / t) + z * z
+
+    return _fit(p, 12), _fit(q, 18)
+
+
+def _fit(f: Callable[[float], float], degree: int) -> list[float]:
+    """Power-basis coefficients of the Chebyshev interpolant of f on [−1, 1]."""
+    return chebyshev.cheb2poly(chebyshev.chebinterpolate(np.vectorize(f), degree)).tolist()
+
+
+def _horner(coefficients: list[float], x: Any) -> Any:
+    out = x * coefficients[-1] + coefficients[-2]
+    for c in reversed(coefficients[:-2]):
+        out = out * x + c
+    return out
+
+
+@op(x="~B", options={"approximate": ("none", "tanh")}, torch="F.gelu(x, approximate=approximate)")
+def gelu(x: Any, approximate: str = "none") -> tuple[Any, Vjp]:
+    """x Φ(x), Φ the normal distribution function.   Hendrycks & Gimpel 2016, arXiv:1606.08415
+
+    "none": Φ = (1 + erf(x/√2)) / 2,  dx = g · (Φ + x φ(x)),  φ(x) = e^(−x²/2) / √(2π)
+    "tanh": Φ ≈ (1 + tanh u) / 2,  u = √(2/π) (x + 0.044715 x³),  dx = g · (Φ + x (1 − tanh² u) u′ / 2)
+    """
+    if approximate == "tanh":
+        c = math.sqrt(2 / math.pi)
+        t = np.tanh(c * (x + 0.044715 * (x * x * x)))
+        slope = c * (1 + 3 * 0.044715 * (x * x))
+        return 0.5 * x * (1 + t), lambda g: (g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope),)
+    if approximate != "none":
+        raise ValueError(f"gelu: approximate: got {approximate!r}, expected 'none' or 'tanh'")
+    normal = 0.5 * (1 + _erf(x * math.sqrt(0.5)))
+    return x * normal, lambda g: (g * (normal + x * (np.exp(-0.5 * (x * x)) / math.sqrt(2 * math.pi))),)

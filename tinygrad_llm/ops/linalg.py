@@ -1,0 +1,36 @@
+"""Products of matrices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm.ops.declare import Vjp, op, total
+
+
+@op(x="~B N K", y="~B K M", torch="torch.matmul(x, y)")
+def matmul(x: Any, y: Any) -> tuple[Any, Vjp]:
+    """x y, over broadcast leading axes.   dx = g yᵀ,  dy = xᵀ g"""
+    return np.matmul(x, y), lambda g: (np.matmul(g, np.swapaxes(y, -1, -2)), np.matmul(np.swapaxes(x, -1, -2), g))
+
+
+@op(x="*B K", weight="M K", bias="?M", torch="F.linear(x, weight, bias)")
+def linear(x: Any, weight: Any, bias: Any = None) -> tuple[Any, Vjp]:
+    """x Wᵀ + b, W (out, in).   dx = g W,  dW = gᵀ x,  db = Σ g, all leading axes taken as rows"""
+    rows = x.reshape((_rows(x), x.shape[-1]))
+    out = np.matmul(rows, np.swapaxes(weight, 0, 1))
+    if bias is not None:
+        out = out + bias
+    lead, has_bias = x.shape[:-1], bias is not None
+
+    def vjp(g: Any) -> tuple[Any, ...]:
+        g = g.reshape((rows.shape[0], weight.shape[0]))
+        dx = np.matmul(g, weight).reshape((*lead, weight.shape[1]))
+        return dx, np.matmul(np.swapaxes(g, 0, 1), rows), total(g, (0,)) if has_bias else None
+
+    return out.reshape((*lead, weight.shape[0])), vjp
+
+
+def _rows(x: Any) -> int:
+    return int(np.prod(x.shape[:-1], dtype=np.int64))

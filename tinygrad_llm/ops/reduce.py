@@ -1,0 +1,78 @@
+"""Ops that reduce axes. `dim` is None (all axes), an int, or a tuple of ints; `keepdim` keeps reduced axes with size 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm.ops.declare import Vjp, op, total
+from tinygrad_llm.ops.errors import IndexRangeError
+
+Dims = int | tuple[int, ...] | None
+
+_DIMS = {"dim": (None, 0, -1, (0, 2), (0, 1, 2)), "keepdim": (False, True)}
+
+
+def axes_of(name: str, x: Any, dim: Dims) -> tuple[int, ...]:
+    """`dim` as a sorted tuple of axes in [0, x.ndim). Errors: IndexRangeError where out of range, ValueError where repeated."""
+    if dim is None or (isinstance(dim, tuple | list) and len(dim) == 0):
+        return tuple(range(x.ndim))
+    dims = (dim,) if isinstance(dim, int | np.integer) else tuple(dim)
+    for d in dims:
+        if not -max(x.ndim, 1) <= d < max(x.ndim, 1):
+            raise IndexRangeError(f"{name}: dim: got {d}, expected {-x.ndim} to {x.ndim - 1} for shape {x.shape}")
+    axes = tuple(sorted(d % x.ndim for d in dims)) if x.ndim else ()
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"{name}: dim: got {dim}, expected each axis once")
+    return axes
+
+
+def _kept(x: Any, axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+
+
+@op(x="*A e.g. M N K", options=_DIMS, torch="torch.sum(x, dim, keepdim)")
+def sum(x: Any, dim: Dims = None, keepdim: bool = False) -> tuple[Any, Vjp]:
+    """Σ x over dim.   dx = g, repeated along dim"""
+    axes = axes_of("sum", x, dim)
+    kept, shape = _kept(x, axes), x.shape
+    return total(x, axes, keepdim), lambda g: (np.broadcast_to(g.reshape(kept), shape),)
+
+
+@op(x="*A e.g. M N K", options=_DIMS, torch="torch.mean(x, dim, keepdim)")
+def mean(x: Any, dim: Dims = None, keepdim: bool = False) -> tuple[Any, Vjp]:
+    """Σ x / n over dim, n the number of elements added.   dx = g / n, repeated along dim"""
+    axes = axes_of("mean", x, dim)
+    kept, shape = _kept(x, axes), x.shape
+    n = int(np.prod([shape[i] for i in axes], dtype=np.int64))
+    with np.errstate(invalid="ignore", divide="ignore"):  # the mean of nothing is nan, as in torch
+        return total(x, axes, keepdim) / n, lambda g: (np.broadcast_to(g.reshape(kept) / n, shape),)
+
+
+@op(x="*A e.g. M N K distinct", options=_DIMS, torch="torch.amax(x, () if dim is None else dim, keepdim)")
+def amax(x: Any, dim: Dims = None, keepdim: bool = False) -> tuple[Any, Vjp]:
+    """max x over dim.   dx = g at the largest, shared equally among ties, as in torch.amax"""
+    axes = axes_of("amax", x, dim)
+    if any(x.shape[i] == 0 for i in axes):
+        raise ValueError(f"amax: input: got shape {x.shape}, expected at least one element along dim {dim}")
+    kept = _kept(x, axes)
+    largest = np.max(x, axes, keepdims=True)
+    here = x == largest
+
+    def vjp(g: Any) -> tuple[Any]:
+        return (np.where(here, g.reshape(kept) / np.sum(here, axis=axes, keepdims=True, dtype=g.dtype), 0),)
+
+    return largest if keepdim else largest.reshape(tuple(n for i, n in enumerate(x.shape) if i not in axes)), vjp
+
+
+@op(x="*A e.g. M N K", options=_DIMS, torch="torch.logsumexp(x, (0, 1, 2) if dim is None else dim, keepdim)")
+def logsumexp(x: Any, dim: Dims = None, keepdim: bool = False) -> tuple[Any, Vjp]:
+    """ln Σ eˣ over dim, with the largest taken out first so that nothing overflows.   dx = g · softmax(x)"""
+    axes = axes_of("logsumexp", x, dim)
+    kept = _kept(x, axes)
+    largest = np.max(x, axes, keepdims=True)
+    shift = np.where(np.isfinite(largest), largest, 0)
+    out = shift + np.log(np.sum(np.exp(x - shift), axes, keepdims=True))
+    shape = kept if keepdim else tuple(n for i, n in enumerate(x.shape) if i not in axes)
+    return out.reshape(shape), lambda g: (g.reshape(kept) * np.exp(x - out),)
