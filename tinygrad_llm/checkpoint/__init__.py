@@ -1,0 +1,21 @@
+"""Checkpoints that survive: one safetensors file with a checksum, and folders of them.
+
+    state    nested state, such as an optimizer's, taken apart into tensors and JSON
+    file     one file: written whole or not at all, verified to the last bit when read
+    folder   the files of a run: the newest good ones, the best one, one writer
+"""
+
+from tinygrad_llm.checkpoint.file import CheckpointError, load_checkpoint, save_checkpoint, verify_checkpoint
+from tinygrad_llm.checkpoint.folder import CheckpointFolder, Loaded
+from tinygrad_llm.checkpoint.state import flatten_state, unflatten_state
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointFolder",
+    "Loaded",
+    "flatten_state",
+    "load_checkpoint",
+    "save_checkpoint",
+    "unflatten_state",
+    "verify_checkpoint",
+]
