@@ -1,3 +1,23 @@
 """tinygrad_llm: a decoder-only LLM in pure NumPy, every gradient by hand."""
 
+from tinygrad_llm import functions, nn, ops, optim
 from tinygrad_llm._version import __version__
+from tinygrad_llm.autograd import (
+    AnomalyError,
+    AutogradError,
+    Tensor,
+    detect_anomaly,
+    enable_grad,
+    grad,
+    is_grad_enabled,
+    no_grad,
+    set_grad_enabled,
+)
+from tinygrad_llm.functions import *  # noqa: F403
+from tinygrad_llm.functions import __all__ as _functions
+from tinygrad_llm.model import Transformer, TransformerConfig
+
+__all__ = [
+    "AnomalyError", "AutogradError", "Tensor", "Transformer", "TransformerConfig", "__version__", "detect_anomaly",
+    "enable_grad", "functions", "grad", "is_grad_enabled", "nn", "no_grad", "ops", "optim", "set_grad_enabled", *_functions,
+]

@@ -16,6 +16,13 @@ from tinygrad_llm.autograd import NUMPY, Tensor, apply, as_array, is_grad_enable
 from tinygrad_llm.ops import Op, ShapeError, elementwise, linalg, nn, reduce, shape
 from tinygrad_llm.ops.reduce import axes_of
 
+__all__ = [
+    "abs", "add", "amax", "argmax", "broadcast_to", "cat", "cos", "div", "erf", "exp", "expand", "flatten", "from_numpy",
+    "lift", "log", "log_softmax", "logsumexp", "masked_fill", "matmul", "maximum", "mean", "minimum", "mul", "neg", "ones",
+    "permute", "pow", "relu", "reshape", "sigmoid", "sin", "softmax", "split", "sqrt", "square", "squeeze", "stack", "sub",
+    "sum", "tanh", "tensor", "transpose", "unsqueeze", "var", "where", "zeros",
+]
+
 Dim = int | tuple[int, ...] | None
 
 

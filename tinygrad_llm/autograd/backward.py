@@ -213,8 +213,8 @@ def _first_cotangent(i: int, tensor: Tensor, gradient: Any, create_graph: bool) 
 
 
 def _as_tensor(g: Any, like: Tensor) -> Any:
-    """An array as a tensor of like's class; a tensor or None as it is."""
-    return type(like).from_array(g) if isinstance(g, np.ndarray) else g
+    """An array as a tensor; a tensor or None as it is."""
+    return like.wrap(g) if isinstance(g, np.ndarray) else g
 
 
 def _as_list(gradients: Any, n: int) -> list[Any]:

@@ -42,6 +42,11 @@ class Tensor:
         self._array, self._node, self._requires_grad, self._version, self.grad = array, None, False, Version(), None
         return self
 
+    @staticmethod
+    def wrap(array: np.ndarray) -> Tensor:
+        """A plain Tensor of the array, whatever class asks."""
+        return Tensor.from_array(array)
+
     # What it is ------------------------------------------------------------------------------------------------------
 
     @property

@@ -12,7 +12,7 @@ The shape string of an argument is its documentation, the check made at each cal
     *B            any leading axes, the same in every argument that has *B
     ~B            any leading axes, broadcast against every other ~B; the gradients are summed back by the declaration
     N  N>1  3     one axis: of any size >= 1, with a bound, of a fixed size. Equal letters are equal sizes
-    int  int < V  integers (in [0, V)); never differentiated
+    int  int < V  integers (in [0, V), V an axis or an option); never differentiated
     bool          booleans; never differentiated
     in (a, b)     tests draw values from the open interval (a, b)
     != 0          tests draw values away from zero, where the op has a kink
@@ -41,7 +41,7 @@ Vjp = Callable[[Any], tuple[Any, ...]]
 
 _SPEC = re.compile(
     r"(?P<optional>\?)?(?P<dims>(?:(?:[*~]?[A-Z]\w*(?:>=?\d+)?|\d+)(?:\s+|$))*)"
-    r"(?P<kind>int(?: < (?P<below>[A-Z]\w*))?|bool)?\s*"
+    r"(?P<kind>int(?: < (?P<below>[A-Za-z]\w*))?|bool)?\s*"
     r"(?P<domain>in \((?P<low>[^,]+),(?P<high>[^)]+)\)|!= 0|distinct)?"
 )
 _DIM = re.compile(r"(?P<group>[*~])?(?P<name>[A-Z]\w*|\d+)(?P<bound>>=?\d+)?")
@@ -145,7 +145,7 @@ class Op:
             broadcasts = self._checked[key] = self._check(arrays)
         for arg, array in zip(self.args, arrays):
             if arg.below and not self.variadic:
-                _check_range(self, arg, array, arrays)
+                _check_range(self, arg, array, arrays, options)
         out, vjp = self.function(*arrays, **options)
         return out, _fitted(vjp, arrays) if broadcasts else vjp
 
@@ -359,13 +359,15 @@ def _check_dtypes(op: Op, arrays: tuple[Any, ...]) -> None:
             raise DtypeError(f"{op.name}: {arg.name}: got dtype {dtype}, expected {floats[0][1]} as in {floats[0][0].name}")
 
 
-def _check_range(op: Op, arg: Arg, array: Any, arrays: tuple[Any, ...]) -> None:
-    """IndexRangeError where an index is outside [0, size of the axis that `int < V` names)."""
-    size = next(
-        a.shape[len(a.shape) - len(other.axes) + i]
-        for other, a in zip(op.args, arrays) for i, dim in enumerate(other.axes) if dim.name == arg.below and hasattr(a, "shape")
-    )
+def _check_range(op: Op, arg: Arg, array: Any, arrays: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+    """IndexRangeError where an index is outside [0, V), V the axis or the option that `int < V` names."""
+    size = options[arg.below] if arg.below in op.options else _axis_size(op, arg.below, arrays)
     values = np.asarray(array)
     if values.size and (values.min() < 0 or values.max() >= size):
         bad = values[(values < 0) | (values >= size)].flat[0]
-        raise IndexRangeError(f"{op.name}: {arg.name}: got index {bad}, expected {arg.below} = {size} at most, so 0 to {size - 1}")
+        raise IndexRangeError(f"{op.name}: {arg.name}: got {bad}, expected 0 to {size - 1}, as {arg.below} = {size}")
+
+
+def _axis_size(op: Op, name: str | None, arrays: tuple[Any, ...]) -> int:
+    return next(a.shape[a.ndim - len(arg.axes) + i] for arg, a in zip(op.args, arrays)
+                for i, dim in enumerate(arg.axes) if dim.name == name and hasattr(a, "shape"))

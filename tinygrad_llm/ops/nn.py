@@ -72,7 +72,8 @@ def embedding(weight: Any, ids: Any) -> tuple[Any, Vjp]:
     return weight[ids], lambda g: (compute(add_rows, g, ids, rows=rows), None)
 
 
-@op(x="N D", ids="N int < R", options={"rows": (7,)}, torch="torch.zeros(rows, x.shape[1], dtype=x.dtype).index_add(0, ids, x)")
+@op(x="*B D", ids="*B int < rows", options={"rows": (7,)},
+    torch="torch.zeros(rows, x.shape[-1], dtype=x.dtype).index_add(0, ids.flatten(), x.reshape(ids.numel(), -1))")
 def add_rows(x: Any, ids: Any, rows: int) -> tuple[Any, Vjp]:
     """A matrix of `rows` rows in which row ids[n] is the sum of the x[n]; leading axes are flattened.   dx = g[ids]
 

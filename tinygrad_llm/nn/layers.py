@@ -1,0 +1,74 @@
+"""The layers: each is a few parameters and one function of nn.functional. Initial values are torch's defaults."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm.autograd import Tensor
+from tinygrad_llm.nn import functional as F
+from tinygrad_llm.nn.module import Module, Parameter
+
+
+def _generator(generator: np.random.Generator | None) -> np.random.Generator:
+    return np.random.default_rng(0) if generator is None else generator
+
+
+class Linear(Module):
+    """y = x Wᵀ + b.   x [..., in_features] → [..., out_features];  W (out, in) and b drawn from U(−1/√in, 1/√in)"""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, *,
+                 generator: np.random.Generator | None = None, dtype: Any = np.float32) -> None:
+        generator, bound = _generator(generator), 1 / math.sqrt(in_features)
+        self.weight = Parameter(generator.uniform(-bound, bound, (out_features, in_features)), dtype=dtype)
+        self.bias = Parameter(generator.uniform(-bound, bound, out_features), dtype=dtype) if bias else None
+
+    def forward(self, input: Any) -> Tensor:
+        """[..., in] → [..., out]"""
+        return F.linear(input, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """Row i of weight for id i.   ids int [...] → [..., embedding_dim];  weight drawn from N(0, 1)"""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *,
+                 generator: np.random.Generator | None = None, dtype: Any = np.float32) -> None:
+        self.weight = Parameter(_generator(generator).standard_normal((num_embeddings, embedding_dim)), dtype=dtype)
+
+    def forward(self, input: Any) -> Tensor:
+        """int [...] → [..., embedding_dim]"""
+        return F.embedding(input, self.weight)
+
+
+class LayerNorm(Module):
+    """weight · (x − E[x]) / √(Var[x] + eps) + bias over the last axis;  weight = 1, bias = 0 at first"""
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-5, bias: bool = True, *, dtype: Any = np.float32) -> None:
+        self.eps = eps
+        self.weight = Parameter(np.ones(normalized_shape), dtype=dtype)
+        self.bias = Parameter(np.zeros(normalized_shape), dtype=dtype) if bias else None
+
+    def forward(self, input: Any) -> Tensor:
+        """[..., d] → [..., d]"""
+        return F.layer_norm(input, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"
+
+
+class Dropout(Module):
+    """While training, zero each element with probability p and scale the rest by 1/(1 − p)."""
+
+    def __init__(self, p: float = 0.5, *, generator: np.random.Generator | None = None) -> None:
+        if not 0 <= p <= 1:
+            raise ValueError(f"Dropout: p: got {p}, expected a probability in [0, 1]")
+        self.p, self.generator = p, _generator(generator)
+
+    def forward(self, input: Any) -> Tensor:
+        """[...] → [...]"""
+        return F.dropout(input, self.p, self.training, self.generator)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
