@@ -9,7 +9,8 @@ import time
 
 import numpy as np
 import pytest
-import tiktoken
+import tiktoken.load
+import tiktoken.registry
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -222,7 +223,11 @@ class TestWhereRankFilesComeFrom:
         with pytest.raises(OSError, match=r"tokenizer: got 'gpt2', .* expected: a network connection, once"):
             TiktokenTokenizer("gpt2")
 
-    @pytest.mark.parametrize("data", [b"", b"not gzip", gzip.compress(b"other ranks"), gzip.compress(b"x" * 99)[:-9]])
+    @pytest.mark.parametrize(
+        "data",
+        [b"", b"not gzip", gzip.compress(b"other ranks"), gzip.compress(b"x" * 99)[:-9]],
+        ids=["empty", "not gzip", "other ranks", "torn"],
+    )
     def test_a_damaged_package_is_refused(self, offline, monkeypatch, tmp_path, data):
         path = tmp_path / "cl100k_base.tiktoken.gz"
         path.write_bytes(data)
