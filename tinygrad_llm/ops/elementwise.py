@@ -162,8 +162,8 @@ def cast(x: Any, dtype: Any) -> tuple[Any, Vjp]:
 @op(x="~B != 0", torch="torch.relu(x)")
 def relu(x: Any) -> tuple[Any, Vjp]:
     """max(x, 0).   dx = g where x > 0, else 0 (at 0 too, as in torch)"""
-    dead = x <= 0
-    return np.maximum(x, 0), lambda g: (np.where(dead, 0, g),)
+    live = ~(x <= 0)  # a product with a mask: np.where takes ten times as long
+    return np.maximum(x, 0), lambda g: (g * live,)
 
 
 @op(x="~B", torch="torch.erf(x)")

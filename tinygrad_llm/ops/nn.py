@@ -112,7 +112,7 @@ def attention(query: Any, key: Any, value: Any, is_causal: bool = False, scale: 
     factor = _scale(query, scale)
     scores = np.matmul(query * factor, np.swapaxes(key, -1, -2))
     if is_causal:
-        scores = np.where(look_ahead(scores.shape[-2], scores.shape[-1]), -np.inf, scores)
+        scores = scores + np.where(look_ahead(scores.shape[-2], scores.shape[-1]), -np.inf, 0).astype(scores.dtype)
     p = _softmax(scores)
     out = np.matmul(p, value)
 
