@@ -53,7 +53,9 @@ class TestSequenceDataset:
         ids, targets = SequenceDataset(tokens, 4, stride=3).batch([2, -1, 0])
         assert ids.tolist() == [[6, 7, 8, 9], [15, 16, 17, 18], [0, 1, 2, 3]]
         assert targets.tolist() == (ids + 1).tolist()
-        ids[:] = targets[:] = 0
+        ids[:] = 0
+        assert targets[0].tolist() == [7, 8, 9, 10]
+        targets[:] = 0
         assert tokens.tolist() == list(range(20))
 
 

@@ -232,7 +232,7 @@ class TestSplit:
         assert (train.name, test.name) == ("c (train)", "c (test)")
 
     def test_equal_documents_stay_on_one_side(self):
-        corpus = Corpus("c", tuple((str(at), f"text {at % 5}") for at in range(40)))
+        corpus = Corpus("c", tuple((str(at), f"text {at % 7}") for at in range(70)))
         train, test = train_test_split(corpus, 0.2)
         assert not {text for _, text in train.documents} & {text for _, text in test.documents}
 

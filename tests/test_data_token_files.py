@@ -143,6 +143,11 @@ class TestDamage:
                 open_token_file(written)
             assert "\n" not in str(e.value)
 
+    def test_truncated_says_how_much_is_missing(self, written):
+        written.write_bytes(written.read_bytes()[:1000])
+        with pytest.raises(ValueError, match=r"\(1000 bytes, not the 6928 and more that its header announces\)"):
+            open_token_file(written)
+
     def test_lengthened(self, written):
         written.write_bytes(written.read_bytes() + b"\0")
         with pytest.raises(ValueError, match="the footer is missing"):

@@ -129,6 +129,12 @@ class TestTiktokenTokenizer:
         assert tokenizer.encode("<|endoftext|>", allowed_special=["<|endoftext|>"]).tolist() == [100257]
         assert 100257 not in tokenizer.encode("<|endoftext|>", allowed_special={"<|fim_prefix|>"})
 
+    def test_lone_surrogates_are_refused(self):
+        with pytest.raises(
+            ValueError, match=r"text: got a lone surrogate U\+D800 at position 2, expected Unicode text"
+        ):
+            TiktokenTokenizer().encode("ab\ud800")
+
     def test_dict_round_trip_through_json(self):
         tokenizer = TiktokenTokenizer()
         again = tokenizer_from_dict(json.loads(json.dumps(tokenizer.to_dict())))
