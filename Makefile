@@ -25,7 +25,7 @@ demo: $(RUNTIME) ## train on real text, evaluate on unseen text, write a continu
 	$(BIN)/tinygrad-llm check
 
 test: lint ## all that CI runs: lint, then every test
-	HYPOTHESIS_PROFILE=ci $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=ci $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(DEV) ## ruff, mypy, and the direction of imports
 	$(BIN)/ruff check .
@@ -33,7 +33,7 @@ lint: $(DEV) ## ruff, mypy, and the direction of imports
 	$(BIN)/lint-imports
 
 nightly: $(DEV) ## every test with thousands of random examples each (hours)
-	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 wheel: $(DEV) ## build the sdist and, from it, the wheel, into dist/
 	$(BIN)/python -m build --no-isolation
@@ -58,7 +58,7 @@ $(DEV): $(RUNTIME)
 
 clean: ## remove caches and build outputs; keeps the virtual environment and runs/
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
-	find tinygrad_llm reference tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path './$(VENV)' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the virtual environment too
 	rm -rf $(VENV)
