@@ -193,7 +193,9 @@ def _targets(logits: Any, target: Any, weight: Any, ignore_index: int) -> tuple[
 
 
 def _denominator(w: Any, reduction: str) -> Any:
-    return np.sum(w) if reduction == "mean" else 1
+    """Σ w for a mean; 1 where no row counts, so that the gradient is then 0, as in torch."""
+    total_weight = np.sum(w)
+    return total_weight + (total_weight == 0) if reduction == "mean" else 1
 
 
 def _reduced(row: Any, w: Any, reduction: str) -> Any:
@@ -201,5 +203,7 @@ def _reduced(row: Any, w: Any, reduction: str) -> Any:
         return row
     if reduction not in ("mean", "sum"):
         raise ValueError(f"cross_entropy: reduction: got {reduction!r}, expected 'mean', 'sum' or 'none'")
-    with np.errstate(invalid="ignore", divide="ignore"):  # the mean over no rows is nan, as in torch
-        return np.sum(row) / _denominator(w, reduction)
+    if reduction == "sum":
+        return np.sum(row)
+    over_none = np.where(np.sum(w) == 0, np.nan, 0).astype(w.dtype)  # the mean over no rows is nan, as in torch
+    return np.sum(row) / _denominator(w, reduction) + over_none
