@@ -107,22 +107,22 @@ def attention(query: Any, key: Any, value: Any, is_causal: bool = False, scale: 
     """P V,  P = softmax(Q Kᵀ · scale), scale = 1/√D by default.   Vaswani et al. 2017, arXiv:1706.03762
 
     dV = Pᵀ g,  dP = g Vᵀ,  dS = P · (dP − Σ dP P),  dQ = dS K · scale,  dK = dSᵀ Q · scale.
-    Σ dP P along a row of P is Σ g · out along a row of the output, which is shorter (Dao et al. 2022, arXiv:2205.14135).
+    Σ dP P is also Σ g · out, over the shorter rows of the output (Dao et al. 2022, arXiv:2205.14135), but only the former
+    cancels exactly where a row looks at one position alone: the latter's rounding is noise that Adam makes steps of.
     """
     factor = _scale(query, scale)
     scores = np.matmul(query * factor, np.swapaxes(key, -1, -2))
     if is_causal:
         scores = scores + np.where(look_ahead(scores.shape[-2], scores.shape[-1]), -np.inf, 0).astype(scores.dtype)
     p = _softmax(scores)
-    out = np.matmul(p, value)
 
     def vjp(g: Any) -> tuple[Any, Any, Any]:
         dp = np.matmul(g, np.swapaxes(value, -1, -2))
-        ds = p * (dp - np.sum(g * out, -1, keepdims=True)) * factor
+        ds = p * (dp - np.vecdot(dp, p)[..., None]) * factor
         dk = np.matmul(np.swapaxes(ds, -1, -2), query)
         return np.matmul(ds, key), dk, np.matmul(np.swapaxes(p, -1, -2), g)
 
-    return out, vjp
+    return np.matmul(p, value), vjp
 
 
 def look_ahead(t: int, s: int) -> Any:
