@@ -289,6 +289,8 @@ _METHODS: dict[str, Any] = {
     "__abs__": abs, "__getitem__": getitem,
     "__eq__": _compare(np.equal), "__ne__": _compare(np.not_equal), "__lt__": _compare(np.less),
     "__le__": _compare(np.less_equal), "__gt__": _compare(np.greater), "__ge__": _compare(np.greater_equal),
+    "__and__": _compare(np.bitwise_and), "__or__": _compare(np.bitwise_or), "__xor__": _compare(np.bitwise_xor),
+    "__invert__": lambda self: Tensor.from_array(np.asarray(~np.asarray(self))),
     "T": property(lambda self: permute(self, tuple(reversed(range(self.ndim))))),
     "mT": property(lambda self: transpose(self, -1, -2)),
     "view": reshape, "astype": to, "max": amax, "swapaxes": transpose, "size": Tensor.size,
