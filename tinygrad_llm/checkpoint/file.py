@@ -218,8 +218,6 @@ def _read_head(file: BinaryIO, path: Path) -> tuple[dict[str, str], _Layout, Any
     raw = bytearray(prefix + file.read(length))
     header = _parse(bytes(raw[8:]), path)
     meta = _check_meta(header.pop("__metadata__", None), path)
-    if not raw.startswith(_PREFIX, 8):
-        raise CheckpointError(f"{path}: got a damaged header, expected it as it was written")
     layout = _check_layout(header, size - 8 - length, path)
     raw[_DIGEST] = _NO_DIGEST.encode()
     return meta, layout, hashlib.sha256(raw)
