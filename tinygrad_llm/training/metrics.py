@@ -1,0 +1,115 @@
+"""What a run leaves for the eye: a JSON line for each step and each evaluation, and the loss curve."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class MetricsFile:
+    """JSON lines, each written through to the system at once, so that a killed process loses none.
+
+    path        is created, with its folder, where it is not there
+    step        what an uninterrupted run would have written up to there is kept, every later line removed
+    evaluated   the last step whose evaluation is kept
+    """
+
+    def __init__(self, path: str | os.PathLike[str], step: int = 0, evaluated: int = 0) -> None:
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+            self._truncate(step, evaluated)
+        except OSError as error:
+            raise _told(error, self.path) from None
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one line. Raises OSError, naming the file."""
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise _told(error, self.path) from None
+
+    def sync(self) -> None:
+        """Have the lines on disk: before a checkpoint, which must not know more than they do."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _truncate(self, step: int, evaluated: int) -> None:
+        self._file.seek(0)
+        end = 0
+        for line in io.BufferedReader(io.FileIO(self._file.fileno(), closefd=False)):
+            if not _belongs(line, step, evaluated):
+                break
+            end += len(line)
+        os.ftruncate(self._file.fileno(), end)
+
+
+def _belongs(line: bytes, step: int, evaluated: int) -> bool:
+    record = _parsed(line)
+    return record is not None and record["step"] <= (evaluated if "test_loss" in record else step)
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None for one that is torn or not ours."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    whole = line.endswith(b"\n") and isinstance(record, dict) and type(record.get("step")) is int
+    return record if whole else None
+
+
+def _told(error: OSError, path: Path) -> OSError:
+    return OSError(error.errno, f"metrics: got {str(path)!r}, which cannot be written ({error.strerror})")
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of a metrics file, in order; those of evaluations have "test_loss". A torn line is left out."""
+    with open(path, "rb") as file:
+        return [record for line in file if (record := _parsed(line)) is not None]
+
+
+def plot_losses(metrics: str | os.PathLike[str], picture: str | os.PathLike[str]) -> str:
+    """Draw the train and test loss of a metrics file as a PNG; returns one line saying where, or why there is none."""
+    records = read_metrics(metrics)
+    if not records:
+        return f"no loss curve: {metrics} holds no record"
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return "no loss curve: matplotlib is not installed (pip install matplotlib)"
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)  # no pyplot: the caller's figures and backend stay as they are
+    _draw(figure.subplots(), records)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    Path(picture).write_bytes(image.getvalue())
+    return f"loss curve: {picture}"
+
+
+def _draw(axes: Any, records: list[dict[str, Any]]) -> None:
+    train = np.array([(r["step"], r["loss"]) for r in records if "loss" in r]).reshape(-1, 2)
+    test = np.array([(r["step"], r["test_loss"]) for r in records if "test_loss" in r]).reshape(-1, 2)
+    width = max(len(train) // 50, 1)
+    axes.plot(*train.T, color="tab:blue", alpha=0.25 if width > 1 else 1, linewidth=0.8,
+              label="train, each batch")
+    if width > 1:
+        mean = np.convolve(train[:, 1], np.ones(width) / width, "valid")
+        axes.plot(train[width - 1 :, 0], mean, color="tab:blue", label=f"train, mean of {width} batches")
+    if len(test):
+        axes.plot(*test.T, color="tab:orange", marker="o", markersize=4, label="test")
+    axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title="Loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
