@@ -31,7 +31,8 @@ class AdamW:
         self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
         weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False,
     ) -> None:
-        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
+        betas = tuple(betas) if isinstance(betas, list) else betas
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
                     "maximize": maximize}
         params = list(params)
         if not params:
@@ -84,7 +85,7 @@ class AdamW:
         if group["amsgrad"]:
             v = np.maximum(state["max_exp_avg_sq"], v, out=state["max_exp_avg_sq"])
         size = group["lr"] / (1 - b1 ** state["step"])
-        root = np.sqrt(v)
+        root = np.sqrt(v, out=np.empty_like(v))  # out: of a tensor without axes, NumPy would make a scalar
         root /= math.sqrt(1 - b2 ** state["step"])
         root += group["eps"]
         np.divide(m, root, out=root)
@@ -111,6 +112,8 @@ class AdamW:
         if sizes != own:
             raise ValueError(f"AdamW: state_dict: got groups of {sizes} parameters, expected {own}")
         for i, state in state_dict["state"].items():
+            if not 0 <= int(i) < len(params):
+                raise ValueError(f"AdamW: state_dict: got the state of parameter {i}, expected one of {len(params)}")
             for name, value in state.items():
                 if isinstance(value, np.ndarray) and value.ndim and value.shape != params[int(i)].shape:
                     raise ValueError(f"AdamW: state_dict: {name} of parameter {i}: got shape {value.shape}, "
@@ -137,15 +140,19 @@ def _restored(value: Any, p: Tensor) -> Any:
 
 
 def _check_settings(group: dict[str, Any]) -> None:
-    b1, b2 = group["betas"]
-    checks = [
-        ("lr", group["lr"], group["lr"] >= 0, "a number >= 0"), ("eps", group["eps"], group["eps"] >= 0, "a number >= 0"),
-        ("betas[0]", b1, 0 <= b1 < 1, "a number in [0, 1)"), ("betas[1]", b2, 0 <= b2 < 1, "a number in [0, 1)"),
-        ("weight_decay", group["weight_decay"], group["weight_decay"] >= 0, "a number >= 0"),
-    ]
-    for name, value, right, expected in checks:
-        if not right:
-            raise ValueError(f"AdamW: {name}: got {value!r}, expected {expected}")
+    if not isinstance(group["betas"], tuple | list) or len(group["betas"]) != 2:
+        raise TypeError(f"AdamW: betas: got {group['betas']!r}, expected two numbers in [0, 1)")
+    for name in ("lr", "eps", "weight_decay"):
+        _check_number(name, group[name], math.inf, "a finite number >= 0")
+    for i, beta in enumerate(group["betas"]):
+        _check_number(f"betas[{i}]", beta, 1.0, "a number in [0, 1)")
+
+
+def _check_number(name: str, value: Any, below: float, expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise TypeError(f"AdamW: {name}: got {value!r}, expected {expected}")
+    if not 0 <= value < below:
+        raise ValueError(f"AdamW: {name}: got {value!r}, expected {expected}")
 
 
 def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
