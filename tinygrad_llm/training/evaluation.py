@@ -22,7 +22,7 @@ IGNORED = -100
 Batch = tuple[np.ndarray, np.ndarray]
 
 
-class Stopped(Exception):  # noqa: N818
+class Stopped(Exception):
     """An evaluation that was told to stop before its last batch."""
 
 
