@@ -6,16 +6,17 @@ float32 is judged by the float64 truth:    |ours − truth| ≤ 2e-5 (s + |truth
 Errors are the largest of |x − truth| / (s + |truth|) over the entries. s, the scale, is 1 for values of order one.
 Gradients of a mean loss are smaller than that, and a 1 would forgive too much; a gradient is linear in its cotangent,
 so dividing s and the gradient by the same number is the same policy under another cotangent: compare_models takes the
-largest true gradient of the model as s, where it is below 1, but no less than 1e-3 (a model that is sure of its answer
-has gradients p − 1 that are all cancellation). NaN and infinities must stand where torch (or, in float32, the truth)
-has them. Where the truth is zero but for rounding, only the absolute part applies, with s = 1, and no ratio is given.
+largest true gradient of the model as s, where it is below 1, but no less than 0.1: a model that is sure of its answer
+has gradients p − 1 that are all cancellation, as wrong as 1 is rounded, however small they are. NaN and infinities
+must stand where torch (or, in float32, the truth) has them. Where the truth is zero but for rounding, only the
+absolute part applies, with s = 1, and no ratio is given.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -29,9 +30,9 @@ from tinygrad_llm.config import TransformerConfig
 FLOAT64_RTOL, FLOAT64_ATOL = 1e-10, 1e-11
 FLOAT32_TOL, FLOAT32_RATIO = 2e-5, 4.0
 FLOAT32_ROUNDING = 2.0**-24  # the relative error of one correct rounding
-SMALLEST_SCALE = 1e-3
+SMALLEST_SCALE = 0.1
 ZERO = 1e-12  # times s: a smaller float64 truth is the rounding noise of a zero
-GRADIENT_NOISE = {"float64": 1e-15, "float32": 1e-6}  # times the largest gradient: what rounding may add to any of them
+GRADIENT_NOISE = {"float64": 1e-15, "float32": 1e-6}  # times s: what rounding may add to a gradient
 GRADIENT = "grad "  # starts the name of a gradient's row
 
 Arrays = dict[str, np.ndarray]
@@ -204,10 +205,10 @@ def compare_training(
     - of the other entries a few have a gradient near the noise. The largest error over the entries is the luck of
       these few, and so is the mean square, as ∫ (δ/g)² dg diverges at 0; the mean of |error| hangs on them by a
       logarithm only. So in float32 a tensor's error is Σ|w − truth| / Σ|truth − start|, the mean error in units of the
-      mean distance travelled. Allowed are 2e-5, and what rounding w at each step and a δ of 1e-6 of the model's
-      largest gradient may cost by the formula above; or 4 times torch's error (on this tensor or over the whole
-      model, whichever is larger: on a tensor of a few entries torch may be lucky).
-    - in float64 every entry answers for itself: 1e-11 + 1e-10 |w|, and what a δ of 1e-15 of the largest gradient costs.
+      mean distance travelled. Allowed are 2e-5, and what rounding w and a δ of 1e-6 s may cost at each step by the
+      formula above; or 4 times torch's error (on this tensor or over the whole model, whichever is larger: on a tensor
+      of a few entries torch may be lucky). s is the largest gradient of the model so far, or 0.1.
+    - in float64 every entry answers for itself, to 1e-11 + 1e-10 |w| and what a δ of 1e-15 s may cost.
     """
     chosen = {"lr": 1e-3, "eps": 1e-8, **(settings or {})}
     weights = random_state(config, seed) if state is None else state
@@ -215,9 +216,10 @@ def compare_training(
     for dtype in ("float64", "float32"):
         ours, theirs = _our_model(make_ours, weights, dtype), _torch_model(config, weights, dtype)
         parameters = [parameter for _, parameter in ours.named_parameters()]
-        runs[f"ours {dtype}"] = _train(ours, make_optimizer(parameters, **chosen), batches)
-        runs[f"torch {dtype}"] = _train(theirs, torch.optim.AdamW(theirs.parameters(), **chosen), batches)
-    rows = list(_loss_rows(runs)) + list(_weight_rows(runs, weights, chosen["lr"], chosen["eps"]))
+        runs[f"ours {dtype}"] = _train(ours, make_optimizer(parameters, **chosen), batches, chosen)
+        optimizer = torch.optim.AdamW(theirs.parameters(), **chosen)
+        runs[f"torch {dtype}"] = _train(theirs, optimizer, batches, chosen)
+    rows = [*_loss_rows(runs), *_weight_rows(runs, weights, 2 * chosen["lr"] * len(batches))]
     return TrainingComparison({name: run.losses for name, run in runs.items()}, rows)
 
 
@@ -275,7 +277,7 @@ def _ratio(error: float, torch_error: float) -> float:
 
 
 def _scale(values: Iterable[np.ndarray]) -> float:
-    """The largest finite entry, held between 1e-3 and 1; 1 where all are but the noise of zeros."""
+    """The largest finite entry, held between 0.1 and 1; 1 where all are but the noise of zeros."""
     peak = max((float(np.abs(value[np.isfinite(value)]).max(initial=0.0)) for value in values), default=0.0)
     return 1.0 if peak <= 100 * ZERO else min(1.0, max(SMALLEST_SCALE, peak))
 
@@ -342,25 +344,42 @@ def _check_names(ours: Arrays, theirs: Arrays) -> None:
 
 @dataclass(frozen=True)
 class _Run:
-    """losses [steps]; the final weights; the largest |gradient| that each entry had."""
+    """losses [steps]; the final weights; the largest |gradient| of each entry; how far noise may have moved it."""
 
     losses: np.ndarray
     weights: Arrays
     peaks: Arrays
+    wander: dict[str, Arrays]
 
 
-def _train(model: Any, optimizer: Any, batches: Sequence[tuple[Any, Any]]) -> _Run:
-    losses: list[np.ndarray] = []
-    peaks: Arrays = {}
+def _train(model: Any, optimizer: Any, batches: Sequence[tuple[Any, Any]], settings: Mapping[str, Any]) -> _Run:
+    run = _Run(np.zeros(0), {}, {}, {dtype: {} for dtype in GRADIENT_NOISE})
+    losses = []
     for batch in batches:
         loss = model.loss(*_inputs(model, *batch))
         optimizer.zero_grad()
         loss.backward()
-        peaks = {name: np.maximum(np.abs(g), peaks.get(name, 0.0)) for name, g in _gradients(model).items()}
+        for name, gradient in _gradients(model).items():
+            run.peaks[name] = np.maximum(np.abs(gradient), run.peaks.get(name, 0.0))
+        _add_wander(run, settings)
         optimizer.step()
         losses.append(as_array(loss).copy())
     weights = {name: as_array(parameter).copy() for name, parameter in model.named_parameters()}
-    return _Run(np.array(losses), weights, peaks)
+    return replace(run, losses=np.array(losses), weights=weights)
+
+
+def _add_wander(run: _Run, settings: Mapping[str, Any]) -> None:
+    """Adds 2 lr min(1, δ / (|g| + eps)), with the largest |g| so far; nothing where that is 0."""
+    largest = _largest(run.peaks)
+    for dtype, noise in GRADIENT_NOISE.items():
+        for name, peak in run.peaks.items():
+            part = noise * largest / np.maximum(peak + settings["eps"], 1e-300)
+            step = 2 * settings["lr"] * np.where(peak > 0, np.minimum(1.0, part), 0.0)
+            run.wander[dtype][name] = run.wander[dtype].get(name, 0.0) + step
+
+
+def _largest(peaks: Arrays) -> float:
+    return max(SMALLEST_SCALE, *(float(peak.max(initial=0.0)) for peak in peaks.values()))
 
 
 def _loss_rows(runs: Mapping[str, _Run]) -> Iterator[Comparison]:
@@ -370,52 +389,43 @@ def _loss_rows(runs: Mapping[str, _Run]) -> Iterator[Comparison]:
     yield compare_float32(runs["ours float32"].losses, runs["torch float32"].losses, truth, name)
 
 
-def _weight_rows(runs: Mapping[str, _Run], start: Mapping[str, Any], lr: float, eps: float) -> Iterator[Comparison]:
+def _weight_rows(runs: Mapping[str, _Run], start: Mapping[str, Any], farthest: float) -> Iterator[Comparison]:
     ours, theirs, truth = runs["ours float32"], runs["torch float32"], runs["torch float64"]
     _check_names(ours.weights, truth.weights)
     _check_names(runs["ours float64"].weights, truth.weights)
-    largest = max(float(peak.max(initial=0.0)) for peak in truth.peaks.values())
-    noise = {name: _undetermined(name, ours, theirs, truth, largest) for name in truth.weights}
-    strays = {name: _stray(theirs.weights[name], w, start[name], noise[name]) for name, w in truth.weights.items()}
-    typical = sum(stray for stray, _ in strays.values()) / (sum(way for _, way in strays.values()) or 1.0)
-    for name, w in truth.weights.items():
-        travel = _Travel(name, w, start[name], truth.peaks[name], noise[name], len(truth.losses), lr, eps, largest)
-        yield compare_float64(runs["ours float64"].weights[name], w, name, slack=travel.wander("float64"))
-        yield from travel.rows(ours.weights[name], theirs.weights[name], typical)
-
-
-def _undetermined(name: str, ours: _Run, theirs: _Run, truth: _Run, largest: float) -> np.ndarray:
-    """Entries whose gradient is zero in truth but not in float32: rounding noise alone moves them."""
-    noisy = (ours.peaks[name] > 0) | (theirs.peaks[name] > 0)
-    return (truth.peaks[name] <= ZERO * largest) & noisy
-
-
-def _stray(w: np.ndarray, truth: np.ndarray, start: np.ndarray, noise: np.ndarray) -> tuple[float, float]:
-    """(Σ|w − truth|, Σ|truth − start|) over the entries that are not noise."""
-    return float(np.abs(w - truth)[~noise].sum()), float(np.abs(truth - start)[~noise].sum())
+    ways = {name: _way(name, w, start[name], truth, theirs, ours) for name, w in truth.weights.items()}
+    strayed = sum(way.stray(theirs.weights[name]) for name, way in ways.items())
+    typical = strayed / (sum(way.distance for way in ways.values()) or 1.0)
+    for name, way in ways.items():
+        slack = truth.wander["float64"][name]
+        yield compare_float64(runs["ours float64"].weights[name], way.truth, name, slack=slack)
+        yield from way.rows(ours.weights[name], theirs.weights[name], typical, farthest)
 
 
 @dataclass(frozen=True)
-class _Travel:
-    """How one tensor went from start to truth, in float64, and how far float32 may stray from that path."""
+class _Way:
+    """One tensor's way from start to truth, in float64; noise marks the entries that nothing but rounding moves.
+
+    allowed is Σ of what float32 may stray from that way, over the other entries.
+    """
 
     name: str
     truth: np.ndarray
     start: np.ndarray
-    peak: np.ndarray
     noise: np.ndarray
-    steps: int
-    lr: float
-    eps: float
-    largest: float
+    allowed: float
 
-    def wander(self, dtype: str) -> np.ndarray:
-        """2 lr · steps · min(1, δ / (|g| + eps)): how far rounding may take each entry."""
-        delta = GRADIENT_NOISE[dtype] * self.largest
-        return 2 * self.lr * self.steps * np.minimum(1.0, delta / np.maximum(self.peak + self.eps, 1e-300))
+    @property
+    def distance(self) -> float:
+        """Σ|truth − start| over the entries that are not noise."""
+        return float(np.abs(self.truth - self.start)[~self.noise].sum())
 
-    def rows(self, ours: np.ndarray, theirs: np.ndarray, typical: float) -> Iterator[Comparison]:
-        """The float32 rows: the entries that have a gradient, and those that have none."""
+    def stray(self, w: np.ndarray) -> float:
+        """Σ|w − truth| over the entries that are not noise."""
+        return float(np.abs(w - self.truth)[~self.noise].sum())
+
+    def rows(self, ours: np.ndarray, theirs: np.ndarray, typical: float, farthest: float) -> Iterator[Comparison]:
+        """The float32 rows: of the entries that have a gradient, and of those that have none."""
         if detail := _kind_differs(ours, theirs, "float32") or _specials_differ(ours, theirs, self.truth):
             yield Comparison(self.name, "float32", Verdict.MISMATCH, math.inf, detail=detail)
             return
@@ -423,16 +433,22 @@ class _Travel:
             yield self._judged(ours, theirs, typical)
         if self.noise.any():
             error = float(np.abs(ours - self.truth)[self.noise].max())
-            verdict = _judge_zero(error, 2 * self.lr * self.steps)
+            verdict = _judge_zero(error, farthest)
             yield Comparison(f"{self.name} [zero gradient]", "float32", verdict, error)
 
     def _judged(self, ours: np.ndarray, theirs: np.ndarray, typical: float) -> Comparison:
-        stray, way = _stray(ours, self.truth, self.start, self.noise)
-        way = way or FLOAT32_ROUNDING
-        error, torch_error = stray / way, _stray(theirs, self.truth, self.start, self.noise)[0] / way
-        rounding = self.steps * FLOAT32_ROUNDING * np.abs(self.truth)
-        tolerance = FLOAT32_TOL + float((self.wander("float32") + rounding)[~self.noise].sum()) / way
+        distance = self.distance or FLOAT32_ROUNDING
+        error, torch_error = self.stray(ours) / distance, self.stray(theirs) / distance
+        tolerance = FLOAT32_TOL + self.allowed / distance
         verdict = _judge(error, max(torch_error, typical), tolerance)
         said = f"a mean error of {error:.2g} of the way, torch's {torch_error:.2g}, allowed {tolerance:.2g}"
         detail = said if verdict == Verdict.WORSE else ""
         return Comparison(self.name, "float32", verdict, error, torch_error, _ratio(error, torch_error), detail)
+
+
+def _way(name: str, w: np.ndarray, start: Any, truth: _Run, *narrow: _Run) -> _Way:
+    zero = truth.peaks[name] <= ZERO * _largest(truth.peaks)
+    noise = zero & np.any([run.peaks[name] > 0 for run in narrow], axis=0)
+    rounding = len(truth.losses) * FLOAT32_ROUNDING * np.abs(w)
+    allowed = (rounding + truth.wander["float32"][name])[~noise].sum()
+    return _Way(name, w, np.asarray(start, np.float64), noise, float(allowed))

@@ -281,6 +281,15 @@ def test_training_on_single_tokens_where_queries_and_keys_have_no_gradient():
     assert result.passed, format_summary(result.rows)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_model_that_is_sure_of_its_answer_has_noisy_gradients_and_is_equal_all_the_same(seed):
+    config = TransformerConfig(2, 2, 32, 4, 2, tie_embeddings=True)
+    rows = compare(config, seed=seed)
+    assert all(row.passed for row in rows), format_summary(rows)
+    result = train(config=config, shape=(1, 2))
+    assert result.passed, format_summary(result.rows)
+
+
 @pytest.mark.parametrize(
     "change", [{"lr": 1.001e-3}, {"betas": (0.9, 0.9995)}, {"betas": (0.901, 0.999)}, {"weight_decay": 0.0}]
 )
