@@ -84,7 +84,7 @@ def test_tied_weights_are_one_parameter_with_two_names_and_one_gradient():
     state = model.state_dict()
     np.testing.assert_array_equal(state["tok_embed.weight"], state["lm_head.weight"])
     state["lm_head.weight"] = state["lm_head.weight"] + 1
-    with pytest.raises(ValueError, match="lm_head.weight: got values that differ from tok_embed.weight"):
+    with pytest.raises(ValueError, match=r"lm_head\.weight: got values that differ"):
         model.load_state_dict(state)
 
 
@@ -193,7 +193,8 @@ BAD_CONFIGS = [
     ({"d_model": True}, "d_model"), ({"n_heads": 3}, "n_heads"), ({"n_layers": 0}, "n_layers"), ({"d_ff": 0}, "d_ff"),
     ({"activation": "swish"}, "activation"), ({"norm": "batch"}, "norm"), ({"norm_position": "mid"}, "norm_position"),
     ({"positions": "none"}, "positions"), ({"bias": 1}, "bias"), ({"tie_embeddings": "yes"}, "tie_embeddings"),
-    ({"dropout": 1.0}, "dropout"), ({"dropout": "a"}, "dropout"), ({"norm_eps": 0.0}, "norm_eps"), ({"d_model": None}, "d_model"),
+    ({"dropout": 1.0}, "dropout"), ({"dropout": "a"}, "dropout"), ({"norm_eps": 0.0}, "norm_eps"),
+    ({"d_model": None}, "d_model"),
 ]
 
 

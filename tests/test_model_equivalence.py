@@ -46,7 +46,8 @@ def test_logits_loss_and_gradients_equal_torch(config, seed, batch):
 
 
 @settings(max_examples=max(1, settings.default.max_examples // 5))
-@given(config=configs(least_width=3), seed=st.integers(0, 2**32 - 1), decay=st.sampled_from([0.0, 0.1]), lr=st.sampled_from([1e-4, 1e-3]))
+@given(config=configs(least_width=3), seed=st.integers(0, 2**32 - 1), decay=st.sampled_from([0.0, 0.1]),
+       lr=st.sampled_from([1e-4, 1e-3]))
 def test_twenty_adamw_steps_equal_torch(config, seed, decay, lr):
     """Widths 1 and 2 are left out: there layer norm gives 0 or ±1 whatever comes in, so that the gradients before it are
     rounding noise around zero, and Adam, which divides a gradient by its size, makes steps of noise."""

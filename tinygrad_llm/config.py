@@ -72,6 +72,11 @@ class TransformerConfig:
         """Features of one head, d_model / n_heads."""
         return self.d_model // self.n_heads
 
+    @property
+    def hidden_width(self) -> int:
+        """d_ff as a number: features between the two layers of the feed-forward network."""
+        return 4 * self.d_model if self.d_ff is None else self.d_ff
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain JSON-able values."""
         return dataclasses.asdict(self)

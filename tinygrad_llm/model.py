@@ -67,8 +67,8 @@ class FeedForward(Module):
     def __init__(self, config: TransformerConfig, generator: np.random.Generator, dtype: Any) -> None:
         options = {"bias": config.bias, "generator": generator, "dtype": dtype}
         self.activation = ACTIVATIONS[config.activation]
-        self.up_proj = Linear(config.d_model, config.d_ff, **options)
-        self.down_proj = Linear(config.d_ff, config.d_model, **options)
+        self.up_proj = Linear(config.d_model, config.hidden_width, **options)
+        self.down_proj = Linear(config.hidden_width, config.d_model, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, d] → [B, T, d], [B, T, d_ff] between"""
@@ -156,7 +156,8 @@ class Transformer(Module):
         An untied token table starts at N(0, 1), the scale of the sinusoids that are added to it.
         """
         for name, p in self.named_parameters():
-            std = 0.02 / math.sqrt(2 * self.config.n_layers) if name.endswith(("out_proj.weight", "down_proj.weight")) else 0.02
+            residual = name.endswith(("out_proj.weight", "down_proj.weight"))
+            std = 0.02 / math.sqrt(2 * self.config.n_layers) if residual else 0.02
             if name == "tok_embed.weight" and not self.config.tie_embeddings and self.config.positions == "sinusoidal":
                 std = 1.0
             if p.ndim >= 2:

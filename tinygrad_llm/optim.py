@@ -205,8 +205,8 @@ class WarmupCosine:
 
     def __init__(self, optimizer: AdamW, warmup_steps: int, total_steps: int, min_ratio: float = 0.1) -> None:
         if warmup_steps < 0 or total_steps < 1 or not 0 <= min_ratio <= 1:
-            raise ValueError(f"WarmupCosine: got warmup_steps={warmup_steps}, total_steps={total_steps}, min_ratio={min_ratio}, "
-                             "expected warmup_steps >= 0, total_steps >= 1, min_ratio in [0, 1]")
+            raise ValueError(f"WarmupCosine: got warmup_steps={warmup_steps}, total_steps={total_steps}, "
+                             f"min_ratio={min_ratio}, expected warmup_steps >= 0, total_steps >= 1, min_ratio in [0, 1]")
         self.optimizer, self.warmup_steps, self.total_steps, self.min_ratio = optimizer, warmup_steps, total_steps, min_ratio
         self.base_lrs = [group["lr"] for group in optimizer.param_groups]
         self.last_step = 0

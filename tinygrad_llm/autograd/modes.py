@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import _GeneratorContextManager, contextmanager
 from pathlib import Path
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
@@ -39,12 +39,12 @@ def set_grad_enabled(mode: bool) -> Iterator[None]:
         _modes.grad = before
 
 
-def no_grad() -> set_grad_enabled:  # type: ignore[valid-type]
+def no_grad() -> _GeneratorContextManager[None]:
     """Record nothing inside the block: results do not require grad, and no graph is kept alive."""
     return set_grad_enabled(False)
 
 
-def enable_grad() -> set_grad_enabled:  # type: ignore[valid-type]
+def enable_grad() -> _GeneratorContextManager[None]:
     """Record inside the block, also within no_grad."""
     return set_grad_enabled(True)
 
