@@ -1,0 +1,76 @@
+"""tinygrad-llm train | eval | generate | tokenize | check
+
+Exit codes: 0 success; 1 a check found a difference; 2 a user's mistake, told in one line (errors.py decides what is
+one); 70 a bug of ours, told with its traceback; 130 Ctrl-C; 141 the reader of our output went away.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from tinygrad_llm.cli import check, evaluate, generate, tokenize, train
+from tinygrad_llm.cli.command import parse, prepare
+from tinygrad_llm.cli.errors import UserError, is_mistake, message, say, warnings_as_lines
+
+COMMANDS = (train.COMMAND, evaluate.COMMAND, generate.COMMAND, tokenize.COMMAND, check.COMMAND)
+BUG, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program. Returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with warnings_as_lines():
+            code = _run(words)
+            sys.stdout.flush()
+            return code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it closes stdout
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        say("stopped")
+        return INTERRUPTED
+    except Exception as error:
+        return _refuse(error, "--debug" in words)
+
+
+def _run(words: list[str]) -> int:
+    try:
+        command, flags = parse(COMMANDS, words)
+    except SystemExit as done:  # --help, --version
+        return int(done.code or 0)
+    job = prepare(command, flags, reference_package)
+    if isinstance(job, str):
+        print(job, end="")
+        return 0
+    return command.run(job)
+
+
+def _refuse(error: Exception, debug: bool) -> int:
+    mistake = is_mistake(error)
+    if debug or not mistake:
+        traceback.print_exception(error)
+    if mistake:
+        say(message(error))
+        return 2
+    say("this is a bug in the program, not a mistake of yours; please report it with the lines above")
+    return BUG
+
+
+def reference_package() -> Any:
+    """The package `reference`, loaded with PyTorch; the one place where tinygrad_llm reaches for either."""
+    try:
+        import reference.bridge
+        import reference.equivalence
+        import reference.model
+        import reference.report
+        import reference.train
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "torch":
+            raise
+        raise UserError("torch: got no PyTorch, expected it here: pip install 'tinygrad-llm[torch]'") from None
+    return reference

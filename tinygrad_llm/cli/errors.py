@@ -1,0 +1,74 @@
+"""Which errors are a user's mistake, and the one line that says so."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PROGRAM = "tinygrad-llm"
+CHECKED = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
+
+
+class UserError(Exception):
+    """What the command line itself refuses: `name: got X, expected Y`."""
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether the user, and not a bug, is the cause.
+
+    Every check in this project raises `name: got X, expected Y`; Python's and NumPy's own errors do not read so. So a
+    ValueError (TypeError, ...) with ": got " was raised on purpose, about an argument, and one without it is a bug.
+    What the system refuses (a file, the disk, memory) is no bug either.
+    """
+    if isinstance(error, UserError | OSError | MemoryError):
+        return True
+    return isinstance(error, CHECKED) and ": got " in message(error)
+
+
+def message(error: BaseException) -> str:
+    """The error in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, MemoryError):
+        text = f"memory: got too little of it ({error or 'no more'}), expected enough for a model and batch of this size"
+    else:
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.splitlines())
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """A warning is one line, without the source that raised it."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda text, *rest: say(f"note: {text}")
+        yield
+
+
+@contextmanager
+def without_notes() -> Iterator[None]:
+    """Drop warnings that someone else will give again."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def notes_unless_refused() -> Iterator[None]:
+    """Hold warnings back: they follow what succeeds, and the first explains, in the same line, what is refused."""
+    with warnings.catch_warnings(record=True) as caught:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            if caught and is_mistake(error):
+                raise UserError(f"{message(error)} ({caught[0].message})") from error
+            raise
+    for warning in caught:
+        say(f"note: {warning.message}")
