@@ -11,7 +11,7 @@ The shape string of an argument is its documentation, the check made at each cal
 
     *B            any leading axes, the same in every argument that has *B
     ~B            any leading axes, broadcast against every other ~B; the gradients are summed back by the declaration
-    N  N>1  3     one axis: of any size >= 1, with a bound, of a fixed size. Equal letters are equal sizes
+    N  N>1  3     one axis: of any size, with a bound, of a fixed size. Equal letters are equal sizes
     int  int < V  integers (in [0, V), V an axis or an option); never differentiated
     bool          booleans; never differentiated
     in (a, b)     tests draw values from the open interval (a, b)
@@ -54,7 +54,7 @@ class Dim:
 
     name: str
     group: str = ""
-    least: int = 1
+    least: int = 0
 
     @classmethod
     def parse(cls, token: str) -> Dim:
@@ -62,7 +62,7 @@ class Dim:
         match = _DIM.fullmatch(token)
         if match is None:
             raise ValueError(f"shape string: got axis {token!r}, expected such as N, N>1, 3, *B or ~B")
-        bound = match["bound"] or ">=1"
+        bound = match["bound"] or ">=0"
         least = int(bound.lstrip(">=")) + (0 if ">=" in bound else 1)
         return cls(match["name"], match["group"] or "", least)
 
@@ -307,7 +307,7 @@ def _bind_axis(op: Op, arg: Arg, array: Any, dim: Dim, size: int, sizes: dict[st
         raise ShapeError(
             f"{op.name}: {arg.name}: got shape {array.shape}, expected {arg.spec!r} with {dim.name} = {bound} as in {owner}"
         )
-    if size < dim.least and dim.least > 1:
+    if size < dim.least:
         raise ShapeError(f"{op.name}: {arg.name}: got shape {array.shape}, expected {arg.spec!r}: {dim.name} >= {dim.least}")
 
 

@@ -22,14 +22,14 @@ def _log_softmax(x: Any) -> Any:
     return z - np.log(np.sum(np.exp(z), -1, keepdims=True))
 
 
-@op(x="*B N", definition=_softmax, torch="F.softmax(x, -1)")
+@op(x="*B N>0", definition=_softmax, torch="F.softmax(x, -1)")
 def softmax(x: Any) -> tuple[Any, Vjp]:
     """p = eˣ / Σ eˣ along the last axis.   dx = p · (g − Σ g p)"""
     p = _softmax(x)
     return p, lambda g: (p * (g - np.sum(g * p, -1, keepdims=True)),)
 
 
-@op(x="*B N", definition=_log_softmax, torch="F.log_softmax(x, -1)")
+@op(x="*B N>0", definition=_log_softmax, torch="F.log_softmax(x, -1)")
 def log_softmax(x: Any) -> tuple[Any, Vjp]:
     """x − ln Σ eˣ along the last axis.   dx = g − softmax(x) Σ g"""
     out = _log_softmax(x)
@@ -43,7 +43,7 @@ def _layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
     return out if bias is None else out + bias
 
 
-@op(x="*B N", weight="?N", bias="?N", options={"eps": (1e-5, 1e-3)}, definition=_layer_norm,
+@op(x="*B N>0", weight="?N", bias="?N", options={"eps": (1e-5, 1e-3)}, definition=_layer_norm,
     torch="F.layer_norm(x, x.shape[-1:], weight, bias, eps)")
 def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> tuple[Any, Vjp]:
     """weight · x̂ + bias,  x̂ = (x − E[x]) / √(Var[x] + eps).   Ba et al. 2016, arXiv:1607.06450
@@ -73,7 +73,7 @@ def embedding(weight: Any, ids: Any) -> tuple[Any, Vjp]:
 
 
 @op(x="*B D", ids="*B int < rows", options={"rows": (7,)},
-    torch="torch.zeros(rows, x.shape[-1], dtype=x.dtype).index_add(0, ids.flatten(), x.reshape(ids.numel(), -1))")
+    torch="torch.zeros(rows, x.shape[-1], dtype=x.dtype).index_put((ids,), x, accumulate=True)")
 def add_rows(x: Any, ids: Any, rows: int) -> tuple[Any, Vjp]:
     """A matrix of `rows` rows in which row ids[n] is the sum of the x[n]; leading axes are flattened.   dx = g[ids]
 
@@ -101,7 +101,7 @@ def _attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float |
     return np.matmul(_softmax(scores), value)
 
 
-@op(query="*B T D", key="*B S D", value="*B S E", options={"is_causal": (False, True), "scale": (None, 0.3)},
+@op(query="*B T D", key="*B S>0 D", value="*B S E", options={"is_causal": (False, True), "scale": (None, 0.3)},
     definition=_attention, torch="F.scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale)")
 def attention(query: Any, key: Any, value: Any, is_causal: bool = False, scale: float | None = None) -> tuple[Any, Vjp]:
     """P V,  P = softmax(Q Kᵀ · scale), scale = 1/√D by default.   Vaswani et al. 2017, arXiv:1706.03762
@@ -145,7 +145,7 @@ def _cross_entropy(logits: Any, target: Any, weight: Any, ignore_index: int, red
     return _reduced(row, w, reduction)
 
 
-@op(logits="N V", target="N int", weight="?V in (0.1, 2)",
+@op(logits="N V>0", target="N int", weight="?V in (0.1, 2)",
     options={"ignore_index": (-100, 0), "reduction": ("mean", "sum", "none"), "label_smoothing": (0.0, 0.1)},
     definition=_cross_entropy,
     torch="F.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)")
