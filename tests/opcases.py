@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ class Case:
 
     def inputs(self, dtype: Any = np.float64) -> list[Any]:
         """The arguments, floating ones in dtype."""
-        return [a.astype(dtype) if is_float(a) else a for a in self.args]
+        return [np.array(a, dtype) if is_float(a) else a for a in self.args]
 
     def __repr__(self) -> str:
         shapes = ", ".join("None" if a is None else f"{a.dtype}{list(a.shape)}" for a in self.args)
@@ -96,7 +96,7 @@ def is_float(a: Any) -> bool:
 def make_case(op: Op, source: Any, sizes: Sizes = ANY, options: dict[str, Any] | None = None) -> Case:
     """Draw a call of op."""
     options = draw_options(op, source) if options is None else options
-    bound: dict[str, Any] = {}
+    bound: dict[str, Any] = {"indexed": {arg.below for arg in op.args}}
     shapes = [_draw_shape(arg, source, sizes, bound) for arg in op.args]
     args = tuple(_draw_values(op, i, shapes[i], shapes, source, options) for i in range(len(shapes)))
     directions = tuple(_floats(source, a.shape, i, len(args)) if is_float(a) else None for i, a in enumerate(args))
@@ -118,6 +118,8 @@ def draw_options(op: Op, source: Any) -> dict[str, Any]:
 def _draw_shape(arg: Arg, source: Any, sizes: Sizes, bound: dict[str, Any]) -> tuple[int, ...] | None:
     if arg.optional and sizes.none and source.integer(0, 2) == 0:
         return None
+    if arg.accepts:  # options are drawn that refer to these axes
+        sizes = replace(sizes, low=max(1, sizes.low))
     shape: tuple[int, ...] = ()
     for dim in arg.dims:
         shape += _draw_lead(dim, source, sizes, bound) if dim.group else (_draw_axis(dim, source, sizes, bound),)
@@ -128,7 +130,8 @@ def _draw_axis(dim: Dim, source: Any, sizes: Sizes, bound: dict[str, Any]) -> in
     if dim.name.isdigit():
         return int(dim.name)
     if dim.name not in bound:
-        bound[dim.name] = source.integer(max(sizes.low, dim.least), max(sizes.high, dim.least))
+        least = max(sizes.low, dim.least, dim.name in bound["indexed"])
+        bound[dim.name] = source.integer(least, max(sizes.high, least))
     return bound[dim.name]
 
 
@@ -149,7 +152,7 @@ def _draw_values(op: Op, i: int, shape: Any, shapes: list[Any], source: Any, opt
     if shape is None:
         return None
     if arg.kind == "bool":
-        return (_grid(source, shape) % 2).astype(bool)
+        return np.asarray(_grid(source, shape) % 2, bool)
     if arg.kind == "int":
         return draw_index(op, arg, shape, shapes, source, options)
     return _floats(source, shape, i, len(shapes), arg.interval)
@@ -161,11 +164,11 @@ def draw_index(op: Op, arg: Arg, shape: Any, shapes: list[Any], source: Any, opt
     An `int` without a bound also takes the values of integer options: such an option says which index is special.
     """
     if arg.below in options:
-        return (_grid(source, shape) % options[arg.below]).astype(np.int64)
+        return np.asarray(_grid(source, shape) % options[arg.below], np.int64)
     own = {dim.name for dim in arg.dims}
     names = [(dim.name, n) for a, s in zip(op.args, shapes) if s is not None for dim, n in zip(a.axes, _tail(s, a))]
     limit = min(n for name, n in names if (name == arg.below if arg.below else name not in own))
-    values = (_grid(source, shape) % limit).astype(np.int64)
+    values = np.asarray(_grid(source, shape) % limit, np.int64)
     special = [v for v in options.values() if type(v) is int]
     if arg.below or not special:
         return values
@@ -188,7 +191,7 @@ def _floats(source: Any, shape: Any, i: int, n: int, interval: tuple[float, floa
         values = (grid.astype(np.int8) + offset) / 32
     else:
         values = interval[0] + (interval[1] - interval[0]) * (grid + offset) / 256
-    return np.asarray(values, np.float32).astype(np.float64)
+    return np.array(np.asarray(values, np.float32), np.float64)
 
 
 # The same call, twice -------------------------------------------------------------------------------------------------
