@@ -207,7 +207,7 @@ def test_zero_grad():
     assert p.grad is None
 
 
-# Clipping ----------------------------------------------------------------------------------------------------------
+# Clipping -------------------------------------------------------------------------------------------------------------
 
 
 @given(
@@ -247,7 +247,7 @@ def test_clipping_refuses_what_cannot_be():
             clip_grad_norm_([p], bad)
 
 
-# Schedules ----------------------------------------------------------------------------------------------------------
+# Schedules ------------------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 10), st.integers(1, 30), st.floats(0, 1), st.lists(st.floats(1e-5, 1), min_size=1, max_size=2))
@@ -291,7 +291,7 @@ def test_a_schedule_goes_on_where_it_was_saved(cut):
 
 @pytest.mark.parametrize("arguments", [(-1, 10), (0, 0), (1, 10, 1.5), (1, 10, -0.1)])
 def test_schedules_that_cannot_be_are_refused(arguments):
-    with pytest.raises(ValueError, match="^WarmupCosine: got warmup_steps="):
+    with pytest.raises(ValueError, match=r"^WarmupCosine: got warmup_steps="):
         WarmupCosine(AdamW([Parameter(np.ones(1))]), *arguments)
 
 
