@@ -66,7 +66,7 @@ def evaluate(
                  dataset is taken; or batches (ids, targets), int [B, T] each. Targets of −100 do not count
     batch_size   pairs in a batch: changes the memory needed and not, rounding apart, the result
     tokenizer    of the data, for bits per character
-    max_tokens   predict about so many tokens, in windows evenly spaced over a dataset; None: all
+    max_tokens   predict at most so many tokens (but one window), in windows spread evenly over a dataset; None: all
     should_stop  asked before each batch; when true, Stopped is raised
 
     The first tokens of a window are predicted from few others, so a longer context_length alone lowers the loss.
@@ -147,10 +147,10 @@ def _dataset_batches(data: Any, batch_size: int, max_tokens: int | None) -> Iter
         length = data.context_length
         data = SequenceDataset(data.tokens, length)
         rest = np.asarray(data.tokens[len(data) * length :], dtype=np.int64)
-    indices = np.arange(len(data))
-    if max_tokens is not None and max_tokens < len(data) * data.context_length:
-        indices = indices[:: -(-len(data) * data.context_length // max_tokens)]
-        rest = None
+    count = len(data)
+    if max_tokens is not None and max_tokens < count * data.context_length:
+        count, rest = max(max_tokens // data.context_length, 1), None
+    indices = np.arange(count) * len(data) // count
     for start in range(0, len(indices), batch_size):
         yield data.batch(indices[start : start + batch_size])
     if rest is not None and len(rest) > 1:
