@@ -92,13 +92,12 @@ def _heading(config: TransformerConfig, settings: Settings) -> str:
     return (
         f"{config.n_layers} blocks, d_model {config.d_model}, {config.n_heads} heads, {config.activation}, "
         f"{config.norm_position}-norm, {config.positions} positions\n{what}\n"
-        f"NumPy beside PyTorch on {settings.batch_size} sequences of {config.context_length} random tokens; "
-        "the truth is PyTorch in float64\n"
+        f"{settings.batch_size} sequences of {config.context_length} random tokens; the truth is PyTorch in float64\n"
     )
 
 
 def _print(rows: list[Any], training: Any, reference: Any) -> None:
-    print(f"Largest error of each, relative to its scale. ratio: ours / torch's, in float32\n\n{_rows(rows)}\n")
+    print(f"Largest error of each, beside its scale; ratio: ours / torch's in float32\n\n{_rows(rows)}\n")
     if training:
         print(f"The loss at each AdamW step\n\n{reference.report.format_losses(training.losses)}\n")
         print(f"After the steps (of float32 weights: the mean error over the mean way)\n\n{_rows(training.rows)}\n")

@@ -33,7 +33,7 @@ def message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
     elif isinstance(error, MemoryError):
-        text = f"memory: got too little of it ({error or 'no more'}), expected enough for a model and batch of this size"
+        text = f"memory: got too little of it ({error or 'no more'}), expected enough for this model and batch"
     else:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return " ".join(text.splitlines())
@@ -48,6 +48,8 @@ def say(text: str) -> None:
 def warnings_as_lines() -> Iterator[None]:
     """A warning is one line, without the source that raised it."""
     with warnings.catch_warnings():
+        # NumPy's overflow in a run that diverges: the check that follows it says more.
+        warnings.filterwarnings("ignore", "(overflow|invalid value|divide by zero) encountered", RuntimeWarning)
         warnings.showwarning = lambda text, *rest: say(f"note: {text}")
         yield
 

@@ -82,7 +82,8 @@ COMMAND = Command(
 # always the likeliest next token
 {PROGRAM} generate --checkpoint runs/demo --prompt "ROMEO: " --temperature 0
 # one speech, drawn with more care
-{PROGRAM} generate --checkpoint runs/demo --prompt "JULIET: " --top-p 0.9 --stop $'\\n\\n'
+{PROGRAM} generate --checkpoint runs/demo --prompt "JULIET: " \\
+    --top-p 0.9 --stop $'\\n\\n'
 echo "To be" | {PROGRAM} generate --checkpoint runs/demo --prompt - --json
 """,
     Settings,

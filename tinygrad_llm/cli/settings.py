@@ -36,10 +36,9 @@ class Kind:
     how: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def integer(low: int, high: int = 2**62) -> Kind:
-    """An integer of at least `low`."""
-    expected = f"an integer >= {low}" if high == 2**62 else f"an integer in [{low}, {high}]"
-    return Kind(expected, "N", int, lambda v: type(v) is int and low <= v <= high)
+def integer(low: int) -> Kind:
+    """An integer of at least `low` that NumPy can hold."""
+    return Kind(f"an integer >= {low} and < 2^62", "N", int, lambda v: type(v) is int and low <= v < 2**62)
 
 
 def number(expected: str, accepts: Callable[[float], bool]) -> Kind:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ def run(job: Run) -> int:
     else:
         evaluation, code = _fit(settings, data, model, about)
     if code == 0:
-        print(f"\n{rows(evaluation)}\n\n{_written(Path(settings.out))}")
+        print(f"\n{rows(evaluation)}\n\n{_written(settings, data)}")
     return code
 
 
@@ -218,9 +219,12 @@ def _data_table(settings: Settings, data: Data) -> str:
     )
 
 
-def _written(folder: Path) -> str:
-    found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    return f"in {folder}: {', '.join(found)}\ntry it:  {PROGRAM} generate --checkpoint {folder} --prompt 'The '"
+def _written(settings: Settings, data: Data) -> str:
+    folder, word = Path(settings.out), data.texts[0].text.split(maxsplit=1)[:1] or ["a"]
+    names = {"best.safetensors": "model", "metrics.jsonl": "metrics", "loss.png": "loss curve"}
+    found = [(names[name], str(folder / name)) for name in names if (folder / name).exists()]
+    try_it = f"{PROGRAM} generate --checkpoint {shlex.quote(str(folder))} --prompt {shlex.quote(word[0][:20])}"
+    return table([*found, ("try it", try_it)], left=(0, 1))
 
 
 COMMAND = Command(
