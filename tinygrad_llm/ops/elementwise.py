@@ -91,7 +91,8 @@ def pow(x: Any, y: Any) -> tuple[Any, Vjp]:
         if _is_number(x):
             return None, g * out * (math.log(x) if x > 0 else 0.0)
         safe = np.where((x == 0) & (y >= 0), 1, x)
-        return dx, g * out * np.log(safe)
+        with np.errstate(invalid="ignore"):  # nan where x < 0, as in torch
+            return dx, g * out * np.log(safe)
 
     return out, vjp
 
@@ -133,17 +134,18 @@ def abs(x: Any) -> tuple[Any, Vjp]:
 @op(x="~B", y="~B", torch="torch.maximum(x, y)")
 def maximum(x: Any, y: Any) -> tuple[Any, Vjp]:
     """max(x, y).   The larger takes the gradient; where x = y each takes half, as in torch"""
-    return np.maximum(x, y), lambda g: _shares(g, x > y, x == y)
+    return np.maximum(x, y), lambda g: _shares(g, x == y, x < y, x > y)
 
 
 @op(x="~B", y="~B", torch="torch.minimum(x, y)")
 def minimum(x: Any, y: Any) -> tuple[Any, Vjp]:
     """min(x, y).   The smaller takes the gradient; where x = y each takes half, as in torch"""
-    return np.minimum(x, y), lambda g: _shares(g, x < y, x == y)
+    return np.minimum(x, y), lambda g: _shares(g, x == y, x > y, x < y)
 
 
-def _shares(g: Any, first: Any, tie: Any) -> tuple[Any, Any]:
-    return np.where(tie, g / 2, np.where(first, g, 0)), np.where(tie, g / 2, np.where(first, 0, g))
+def _shares(g: Any, tie: Any, x_loses: Any, y_loses: Any) -> tuple[Any, Any]:
+    share = np.where(tie, g / 2, g)  # beside a nan neither loses: both take the gradient, as in torch
+    return np.where(x_loses, 0, share), np.where(y_loses, 0, share)
 
 
 @op(condition="~B bool", x="~B", y="~B", torch="torch.where(condition, x, y)")

@@ -74,6 +74,6 @@ def logsumexp(x: Any, dim: Dims = None, keepdim: bool = False) -> tuple[Any, Vjp
     largest = np.max(x, axes, keepdims=True) if x.size else np.full(kept, -np.inf, x.dtype)
     shift = np.where(np.isfinite(largest), largest, 0)
     with np.errstate(divide="ignore"):  # ln Σ over nothing is −∞
-        out = shift + np.log(np.sum(np.exp(x - shift), axes, keepdims=True))
+        out = shift + np.log(total(np.exp(x - shift), axes, keepdims=True))
     shape = kept if keepdim else tuple(n for i, n in enumerate(x.shape) if i not in axes)
     return out.reshape(shape), lambda g: (g.reshape(kept) * np.exp(x - out),)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.ops.declare import Vjp, compute, op
+from tinygrad_llm.ops.declare import Vjp, compute, op, total
 from tinygrad_llm.ops.errors import IndexRangeError, ShapeError
 
 Shape = tuple[int, ...]
@@ -41,7 +41,7 @@ def broadcast_to(x: Any, shape: Shape) -> tuple[Any, Vjp]:
         out = np.broadcast_to(x, shape)
     except ValueError:
         raise ShapeError(f"broadcast_to: shape: got {shape}, expected one that {from_shape} broadcasts to") from None
-    return out, lambda g: (np.sum(g, repeated).reshape(from_shape) if repeated else g,)
+    return out, lambda g: (total(g, repeated).reshape(from_shape) if repeated else g,)
 
 
 @op(tensors=("M N K", "M L K", "M 1 K"), options={"dim": (1, -2)}, torch="torch.cat(tensors, dim)")
