@@ -29,19 +29,19 @@ def is_mistake(error: BaseException) -> bool:
 
 
 def message(error: BaseException) -> str:
-    """The error in one line."""
+    """What it says."""
     if isinstance(error, OSError) and error.strerror:
         text = f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
     elif isinstance(error, MemoryError):
         text = f"memory: got too little of it ({error or 'no more'}), expected enough for this model and batch"
     else:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.splitlines())
+    return text
 
 
 def say(text: str) -> None:
-    """A line on stderr."""
-    print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
+    """One line on stderr."""
+    print(f"{PROGRAM}: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -80,7 +80,8 @@ COMMAND = Command(
     f"""
 {PROGRAM} generate --checkpoint runs/demo --prompt "ROMEO: "
 # always the likeliest next token
-{PROGRAM} generate --checkpoint runs/demo --prompt "ROMEO: " --temperature 0
+{PROGRAM} generate --checkpoint runs/demo --prompt "ROMEO: " \\
+    --temperature 0
 # one speech, drawn with more care
 {PROGRAM} generate --checkpoint runs/demo --prompt "JULIET: " \\
     --top-p 0.9 --stop $'\\n\\n'

@@ -148,9 +148,12 @@ def settle(
     flags, config = dict(flags), dict(config)
     preset = flags.pop("preset", config.pop("preset", None))
     if preset is not None and preset not in presets:
-        raise UserError(f"preset: got {preset!r}, expected one of {', '.join(presets) or 'none: this command has no presets'}")
+        names = ", ".join(presets)
+        raise UserError(f"preset: got {preset!r}, expected {f'one of {names}' if names else 'none: this command has none'}")
     fields = {field.name: field for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
-    for name in config:
+    for name, value in config.items():
+        if isinstance(value, dict):
+            raise UserError(f"{where}: {name}: got a table, expected keys that stand in none")
         if name not in fields:
             raise UserError(f"{where}: {name}: got an unknown key, expected {_suggestion(name, fields)}")
     chosen: dict[str, Any] = dict(presets.get(preset, {}))
