@@ -8,6 +8,7 @@ equal. Declare an op in tinygrad_llm/ops and they cover it: there is no test to 
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import tinygrad_llm as tg
 from reference.equivalence import compare_float32, compare_float64
@@ -25,7 +26,7 @@ except TypeError as error:
 
 # By default torch's softplus is not quite softplus: above threshold=20 it returns x. The check below sees that, in
 # float64; take the threshold out and run it. So the declaration says which function is meant.
-@op(x="~B in (-30, 30)", torch="torch.nn.functional.softplus(x, threshold=50)")
+@op(x="~B in (-30, 30)", torch="F.softplus(x, threshold=50)")
 def softplus(x):
     """ln(1 + eˣ) = max(x, 0) + ln(1 + e^−|x|): nothing overflows.   dx = g · σ(x)"""
     small = np.exp(-np.abs(x))
@@ -50,7 +51,7 @@ def check(record, rng):
 
     def theirs(dtype):
         t = torch.tensor(x.astype(dtype), requires_grad=True)
-        out = eval(record.torch, {"torch": torch, record.args[0].name: t})
+        out = eval(record.torch, {"torch": torch, "F": F, record.args[0].name: t})
         return out, torch.autograd.grad(out, t, torch.tensor(g.astype(dtype)))[0]
 
     for name, a, b, a32, b32 in zip(("output", "gradient"), ours("f8"), theirs("f8"), ours("f4"), theirs("f4")):
@@ -68,14 +69,14 @@ y.sum().backward()
 print(f"\nUsed on tensors:\n\n  x         {x.numpy()}\n  softplus  {y.numpy()}\n  gradient  {x.grad.numpy()}")
 
 print("\nAnd a slip in the gradient, σ(−x) for σ(x), does not live long:\n")
-del REGISTRY["softplus"]  # a name can be declared once; this example takes its own back
 
 
-@op(x="~B in (-30, 30)", torch="torch.nn.functional.softplus(x, threshold=50)")
-def softplus(x):
+@op(x="~B in (-30, 30)", torch="F.softplus(x, threshold=50)")
+def hasty_softplus(x):
     """ln(1 + eˣ).   dx = g · σ(−x): wrong on purpose"""
     return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))), lambda g: (g / (1 + np.exp(x)),)
 
 
-check(softplus, np.random.default_rng(0))
-del REGISTRY["softplus"]
+check(hasty_softplus, np.random.default_rng(0))
+
+del REGISTRY["softplus"], REGISTRY["hasty_softplus"]  # these two were for show; an op of yours would stay
