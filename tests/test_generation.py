@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tinygrad_llm
@@ -53,6 +53,20 @@ class Bytes:
 
     def to_dict(self):
         return {}
+
+
+class Words:
+    """A tokenizer of one token for the prompt, and then one for each piece of a text."""
+
+    def __init__(self, pieces):
+        self.words = ["?", *pieces]
+        self.vocab_size = len(self.words)
+
+    def encode(self, text):
+        return np.zeros(1, np.int64)
+
+    def decode_bytes(self, ids):
+        return "".join(self.words[i] for i in ids).encode()
 
 
 def saying(text):
@@ -214,6 +228,17 @@ def test_stop_strings_cut_exactly_and_no_piece_holds_a_part_of_one(text, stops):
         shown += piece
         assert expected.startswith(shown)
     assert shown == expected
+
+
+@given(
+    st.lists(st.text("ab\n", min_size=1, max_size=5), max_size=8),
+    st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
+)
+@example(["abb"], ["abb", "b"])  # the one that begins first is not complete first
+def test_where_the_text_is_cut_does_not_depend_on_the_tokens(pieces, stops):
+    tokenizer = Words(pieces)
+    model = Scripted(tokenizer.vocab_size, range(1, tokenizer.vocab_size))
+    assert generate_text(model, tokenizer, "?", len(pieces), stop=stops) == cut_directly("".join(pieces), stops)
 
 
 def test_a_stop_string_does_not_hold_back_what_cannot_belong_to_it():

@@ -197,6 +197,25 @@ def test_a_run_stopped_at_any_step_and_resumed_has_the_same_bits(tmp_path, whole
     assert bits(tmp_path) == whole
 
 
+def test_the_best_so_far_is_remembered(tmp_path):
+    """The rate is so high that an early model is the best; a resumed run must not take a later one for it."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    _, result = fit(once, 12, make(lr=3.0), eval_every=1)
+    fit(twice, 9, make(lr=3.0), eval_every=1)
+    _, resumed = fit(twice, 12, make(lr=3.0), eval_every=1, resume=True)
+    assert resumed.best == result.best
+    assert result.best["step"] < 9
+    assert bits(twice) == bits(once)
+
+
+def test_a_finished_run_resumed_does_nothing_and_knows_its_result(tmp_path):
+    _, result = fit(tmp_path)
+    before = contents(tmp_path)
+    _, again = fit(tmp_path, resume=True)
+    assert (again.steps, again.losses, again.evaluation, again.best) == (10, [], result.evaluation, result.best)
+    assert contents(tmp_path) == before
+
+
 def test_a_torn_newest_checkpoint_costs_steps_but_no_bits(tmp_path, whole):
     fit(tmp_path, 12)
     newest = CheckpointFolder(tmp_path).steps()[-1]
@@ -260,6 +279,11 @@ def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(tmp_path, wh
     records = read_metrics(tmp_path / "metrics.jsonl")
     assert [r["step"] for r in records] == [1, 2, 3, 4]
     assert not any("test_loss" in r for r in records)
+    killed, batches = make()
+    killed.step = lambda *batch: batch[2]  # dies once the evaluation is made up for
+    with pytest.raises(IndexError):
+        fit(tmp_path, 12, (killed, batches), resume=True)
+    assert "test_loss" in read_metrics(tmp_path / "metrics.jsonl")[-1]
     fit(tmp_path, 12, resume=True)
     assert bits(tmp_path) == whole
 
