@@ -36,7 +36,9 @@ class Settings(ModelOptions):
     d_model: int = option(32, integer(1), "width of the residual stream: numbers per token", "model")
     n_layers: int = option(2, integer(1), "blocks, one above the other", "model")
     vocab_size: int = option(65, integer(1), "tokens that the model knows", "model")
-    checkpoint: str | None = option(None, word("PATH"), "check this trained model, and not one with random weights", "model")
+    checkpoint: str | None = option(
+        None, word("PATH"), "check this trained model, and not one with random weights", "model"
+    )
     batch_size: int = option(4, integer(1), "sequences in a batch", "comparison")
     steps: int = option(20, integer(0), "AdamW steps side by side; 0 leaves them out", "comparison")
     lr: float = option(1e-3, number("a number > 0", lambda v: v > 0), "learning rate of these steps", "comparison")
@@ -97,10 +99,14 @@ def _heading(config: TransformerConfig, settings: Settings) -> str:
 
 
 def _print(rows: list[Any], training: Any, reference: Any) -> None:
-    print(f"Largest error of each, beside its scale; ratio: ours / torch's in float32\n\n{_rows(rows)}\n")
+    print(
+        f"Largest error of each, beside its scale; ratio: ours / torch's in float32;\nzero: a true gradient of exactly 0\n\n{_rows(rows)}\n"
+    )
     if training:
         print(f"The loss at each AdamW step\n\n{reference.report.format_losses(training.losses)}\n")
-        print(f"After the steps (of float32 weights: the mean error over the mean way)\n\n{_rows(training.rows)}\n")
+        print(
+            f"After the steps (error of float32 weights: mean, over the mean distance moved)\n\n{_rows(training.rows)}\n"
+        )
     print(reference.report.format_summary([*rows, *(training.rows if training else ())]))
 
 
@@ -109,7 +115,9 @@ def _rows(rows: Iterable[Any]) -> str:
     by_name: dict[str, dict[str, Any]] = {}
     for row in rows:
         by_name.setdefault(row.name, {})[row.dtype] = row
-    return table([("", "float64", "float32", "torch's", "ratio", ""), *(_row(*item) for item in by_name.items())], left=(0, 5))
+    return table(
+        [("", "float64", "float32", "torch's", "ratio", ""), *(_row(*item) for item in by_name.items())], left=(0, 5)
+    )
 
 
 def _row(name: str, pair: Mapping[str, Any]) -> tuple[str, ...]:
@@ -164,7 +172,7 @@ COMMAND = Command(
     "check",
     "compare every gradient with PyTorch's",
     "Run the NumPy model and the same model in PyTorch side by side: logits, loss, the gradient of every parameter, "
-    "and some AdamW steps, in float64 (which must agree to rounding) and in float32 (judged by float64). Needs PyTorch.",
+    "and some AdamW steps, in float64 (which must agree to rounding) and in float32 (judged by float64).",
     f"""
 # a small model with random weights; exit code 0: all equal, 1: not
 {PROGRAM} check

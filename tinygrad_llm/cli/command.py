@@ -70,7 +70,9 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
     """Fills a description to the width of the terminal, and leaves examples as they are."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return text if "examples:" in text else textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
+        return (
+            text if "examples:" in text else textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
+        )
 
 
 def make_parser(commands: Sequence[Command]) -> tuple[Parser, dict[str, Parser]]:
@@ -94,8 +96,12 @@ def _add_command(parser: Parser, command: Command) -> None:
     group = parser.add_argument_group("where settings come from: flags win over --config, that over --preset")
     suppress = argparse.SUPPRESS
     if command.presets:
-        group.add_argument("--preset", default=suppress, metavar="|".join(command.presets), help="settings that go together")
-    group.add_argument("--config", metavar="FILE", help="a TOML file of settings; keys are flags with _ for -: d_model = 128")
+        group.add_argument(
+            "--preset", default=suppress, metavar="|".join(command.presets), help="settings that go together"
+        )
+    group.add_argument(
+        "--config", metavar="FILE", help="a TOML file of settings; keys are flags with _ for -: d_model = 128"
+    )
     group.add_argument("--print-config", action="store_true", help="print all settings as such a file, and stop")
     group.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -106,7 +112,9 @@ def parse(commands: Sequence[Command], arguments: Sequence[str]) -> tuple[Comman
     namespace, rest = parser.parse_known_args(arguments)
     if namespace.command is None:
         names = ", ".join(parsers)
-        raise UserError(f"command: got {rest[0] if rest else 'none'}, expected one of {names}; {PROGRAM} --help says more")
+        raise UserError(
+            f"command: got {rest[0] if rest else 'none'}, expected one of {names}; {PROGRAM} --help says more"
+        )
     if rest:
         parsers[namespace.command].error(f"unrecognized arguments: {' '.join(rest)}")
     return next(command for command in commands if command.name == namespace.command), namespace
@@ -115,7 +123,9 @@ def parse(commands: Sequence[Command], arguments: Sequence[str]) -> tuple[Comman
 def prepare(command: Command, namespace: argparse.Namespace, reference: Callable[[], Any]) -> Run | str:
     """What to run; or, after --print-config, what to print."""
     flags = {
-        name: value for name, value in vars(namespace).items() if name not in ("command", "config", "print_config", "debug")
+        name: value
+        for name, value in vars(namespace).items()
+        if name not in ("command", "config", "print_config", "debug")
     }
     config = read_toml(namespace.config) if namespace.config else {}
     settings, chosen = settle(command.settings, flags, config, namespace.config, command.presets)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
+
+from tqdm import tqdm
 
 from tinygrad_llm.cli.command import Command, Run
 from tinygrad_llm.cli.errors import PROGRAM, UserError, notes_unless_refused
@@ -36,7 +39,9 @@ class Settings:
         "text",
     )
     batch_size: int = option(32, integer(1), "sequences computed together; no effect on the result", "text")
-    max_tokens: int | None = option(None, integer(1), "evaluate on about so many tokens, evenly spread (default: all)", "text")
+    max_tokens: int | None = option(
+        None, integer(1), "evaluate on about so many tokens, evenly spread (default: all)", "text"
+    )
     json: bool = option(False, switch(), "print one JSON object", "output")
 
 
@@ -46,18 +51,27 @@ def run(job: Run) -> int:
     trained = load_trained(settings, job.reference)
     text = _held_out(settings, trained)
     data = SequenceDataset(trained.tokenizer.encode(text.text), _window(trained, text))
-    result = evaluate(
-        trained.model,
-        data,
-        batch_size=settings.batch_size,
-        tokenizer=trained.tokenizer,
-        max_tokens=settings.max_tokens,
-    )
+    result = _evaluate(settings, trained, data)
     if settings.json:
         print(json.dumps({"checkpoint": trained.metadata["path"], "corpus": text.name, **result.to_dict()}))
     else:
         print(f"{trained.metadata['path']}, step {trained.metadata['step']}\n{text.name}\n\n{rows(result)}")
     return 0
+
+
+def _evaluate(settings: Settings, trained: Trained, data: SequenceDataset) -> Evaluation:
+    """With a bar on a terminal, which moves where `evaluate` asks before each batch whether to stop."""
+    tokens = min(settings.max_tokens or len(data.tokens), len(data.tokens))
+    total = math.ceil(tokens / (settings.batch_size * data.context_length))
+    with tqdm(total=total, unit="batch", leave=False, disable=None, dynamic_ncols=True) as bar:
+        return evaluate(
+            trained.model,
+            data,
+            batch_size=settings.batch_size,
+            tokenizer=trained.tokenizer,
+            max_tokens=settings.max_tokens,
+            should_stop=lambda: bar.update() and False,
+        )
 
 
 def rows(result: Evaluation) -> str:

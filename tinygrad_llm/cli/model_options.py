@@ -17,11 +17,15 @@ class ModelOptions:
     d_model: int = option(128, integer(1), "width of the residual stream: numbers per token", "model")
     n_heads: int = option(4, integer(1), "attention heads in a block; divides d_model", "model")
     n_layers: int = option(4, integer(1), "blocks, one above the other", "model")
-    d_ff: int | None = option(None, integer(1), "hidden width of the feed-forward network (default: 4 · d_model)", "model")
+    d_ff: int | None = option(
+        None, integer(1), "hidden width of the feed-forward network (default: 4 · d_model)", "model"
+    )
     activation: str = option("relu", one_of(*CHOICES["activation"]), "its nonlinearity", "model")
     norm: str = option("layernorm", one_of(*CHOICES["norm"]), "kind of normalization", "model")
     norm_position: str = option("pre", one_of(*CHOICES["norm_position"]), "before or after each sublayer", "model")
-    positions: str = option("sinusoidal", one_of(*CHOICES["positions"]), "fixed sines and cosines, or a trained table", "model")
+    positions: str = option(
+        "sinusoidal", one_of(*CHOICES["positions"]), "fixed sines and cosines, or a trained table", "model"
+    )
     bias: bool = option(True, switch(True), "give linear layers and norms a bias", "model")
     tie_embeddings: bool = option(False, switch(True), "use one matrix for the embedding and the output", "model")
     dropout: float = option(

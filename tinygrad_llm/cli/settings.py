@@ -95,7 +95,9 @@ def _is_number(value: Any) -> bool:
 
 def option(default: Any, kind: Kind, help: str, group: str = "options", positional: bool = False) -> Any:
     """A dataclass field that is a setting."""
-    return dataclasses.field(default=default, metadata={"kind": kind, "help": help, "group": group, "positional": positional})
+    return dataclasses.field(
+        default=default, metadata={"kind": kind, "help": help, "group": group, "positional": positional}
+    )
 
 
 def flag(name: str) -> str:
@@ -149,7 +151,9 @@ def settle(
     preset = flags.pop("preset", config.pop("preset", None))
     if preset is not None and preset not in presets:
         names = ", ".join(presets)
-        raise UserError(f"preset: got {preset!r}, expected {f'one of {names}' if names else 'none: this command has none'}")
+        raise UserError(
+            f"preset: got {preset!r}, expected {f'one of {names}' if names else 'none: this command has none'}"
+        )
     fields = {field.name: field for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
     for name, value in config.items():
         if isinstance(value, dict):
@@ -158,7 +162,9 @@ def settle(
             raise UserError(f"{where}: {name}: got an unknown key, expected {_suggestion(name, fields)}")
     chosen: dict[str, Any] = dict(presets.get(preset, {}))
     chosen |= {name: _checked(f"{where}: {name}", value, fields[name]) for name, value in config.items()}
-    chosen |= {name: _checked(_shown(fields[name]), _read(value, fields[name]), fields[name]) for name, value in flags.items()}
+    chosen |= {
+        name: _checked(_shown(fields[name]), _read(value, fields[name]), fields[name]) for name, value in flags.items()
+    }
     return settings(**chosen), set(chosen)
 
 
@@ -193,7 +199,9 @@ def read_toml(path: str) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: got a file that is not TOML ({error}), expected lines such as d_model = 128") from None
+        raise UserError(
+            f"{path}: got a file that is not TOML ({error}), expected lines such as d_model = 128"
+        ) from None
 
 
 def to_toml(settings: Any) -> str:

