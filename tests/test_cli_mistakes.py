@@ -115,6 +115,7 @@ def rows():
         "out is a file": Row(f"{TRAIN} --out text", r"text: (File exists|Not a directory)"),
         "out cannot be made": Row(f"{TRAIN} --out /proc/nowhere/out", r"/proc/nowhere.*: No such file or directory"),
         "no run to resume": Row("train --resume --out nowhere", r"out: got 'nowhere', where nothing is, expected the "),
+        "resume of other files": Row("train --resume --out notes", r"out: got 'notes' with todo but no step to go on from"),
         "resume with another width": Row("train --resume --out run --d-model 16", r"--d-model: got 16, expected 8, th"),
         "resume with more steps": Row("train --resume --out run --steps 9", r"--steps: got 9, expected 6, that of the"),
         "resume with another text": Row("train --resume --out run --quiet", r"resume: got .*, expected the s", rewrite),

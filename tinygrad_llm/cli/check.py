@@ -99,14 +99,12 @@ def _heading(config: TransformerConfig, settings: Settings) -> str:
 
 
 def _print(rows: list[Any], training: Any, reference: Any) -> None:
-    print(
-        f"Largest error of each, beside its scale; ratio: ours / torch's in float32;\nzero: a true gradient of exactly 0\n\n{_rows(rows)}\n"
-    )
+    print("Largest error of each, beside its scale; ratio: ours / torch's in float32;")
+    print(f"zero: a true gradient of exactly 0\n\n{_rows(rows)}\n")
     if training:
         print(f"The loss at each AdamW step\n\n{reference.report.format_losses(training.losses)}\n")
-        print(
-            f"After the steps (error of float32 weights: mean, over the mean distance moved)\n\n{_rows(training.rows)}\n"
-        )
+        print("After the steps (error of float32 weights: mean, over the mean distance moved)\n")
+        print(f"{_rows(training.rows)}\n")
     print(reference.report.format_summary([*rows, *(training.rows if training else ())]))
 
 

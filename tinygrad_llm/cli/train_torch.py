@@ -29,7 +29,7 @@ def refuse_what_torch_lacks(settings: Any) -> None:
 
 
 class TorchRun:
-    """A run of reference.train.train_step, which leaves what our own runs call their best model: eval and generate take it.
+    """A run of reference.train.train_step, which leaves a best model, as our own runs do, for eval and generate.
 
     model      a copy of `ours` in PyTorch
     waiting    losses that are still on the device: to read one waits for it
@@ -47,17 +47,18 @@ class TorchRun:
 
     def fit(self) -> tuple[Evaluation, int]:
         """The last evaluation and 0, or 128 + the signal that ended the training."""
-        settings, quiet = self.settings, True if self.settings.quiet else None
+        settings, quiet = self.settings, self.settings.quiet or None
         with CheckpointFolder(settings.out) as folder, StopSignals() as stop:
             metrics = MetricsFile(Path(settings.out) / "metrics.jsonl")
-            for step in tqdm(range(1, settings.steps + 1), unit="step", dynamic_ncols=True, disable=quiet):
+            bar = tqdm(range(1, settings.steps + 1), unit="step", dynamic_ncols=True, disable=quiet)
+            for step in bar:
                 self._step(step)
                 if stop or step % settings.eval_every == 0 or step == settings.steps:
                     evaluation = self._evaluate(step, metrics)
                     self._save_if_best(step, evaluation, folder)
                 if stop:
                     say(
-                        f"stopped after step {step:,}; its model is in {settings.out}; a run in PyTorch cannot be resumed"
+                        f"stopped after step {step:,}; its model is saved; a run in PyTorch cannot be resumed"
                     )
                     break
             metrics.close()
