@@ -44,7 +44,8 @@ def grad(
         if not x.requires_grad:
             raise AutogradError(f"grad: inputs[{i}]: got a tensor that does not require grad, expected one that does")
     with set_grad_enabled(create_graph):
-        reached = {id(place): g for place, g, _ in _walk(outputs, gradients, inputs, retain_graph, create_graph)}
+        walked = _walk(outputs, gradients, inputs, retain_graph, create_graph)
+    reached = {id(place): g if owned or create_graph else np.array(g) for place, g, owned in walked}
     found = [reached.get(id(_place(x))) for x in inputs]
     for i, g in enumerate(found):
         if g is None and not allow_unused:
@@ -55,32 +56,38 @@ def grad(
 
 def _walk(
     tensors: Sequence[Tensor], gradients: Sequence[Any], inputs: Sequence[Tensor], retain_graph: bool | None,
-    create_graph: bool,
+    create_graph: bool, beyond: bool = True,
 ) -> list[tuple[Any, Any, bool]]:
-    """Send cotangents back to the leaves, or to `inputs` where given; list (leaf or node, gradient, whether it is ours)."""
+    """Send cotangents back to the leaves, or to `inputs` where given; list (leaf or node, gradient, whether it is ours).
+
+    An input may lie upstream of another, so the walk goes on beyond the inputs, unless told that none does.
+    """
+    if len(gradients) != len(tensors):
+        raise AutogradError(f"grad_outputs: got {len(gradients)}, expected {len(tensors)}, one for each output")
     retain = create_graph if retain_graph is None else retain_graph
     targets = {id(_place(x)) for x in inputs}
     table = _Cotangents(create_graph)
     for i, (tensor, gradient) in enumerate(zip(tensors, gradients)):
         table.add(_place(tensor), _first_cotangent(i, tensor, gradient, create_graph), owned=False)
-    waiting = _count_uses([_place(t) for t in tensors], targets)
-    ready = [place for place in _unique([_place(t) for t in tensors]) if waiting[id(place)] == 0]
+    roots = _unique([_place(t) for t in tensors])
+    waiting = _count_uses(roots, targets, beyond)
+    ready = [place for place in roots if waiting.get(id(place)) == 0]
     results = []
     while ready:
         place = ready.pop()
         gradient, owned = table.pop(place)
-        if id(place) in targets or not isinstance(place, Node):
-            if gradient is not None and (not inputs or id(place) in targets):
-                results.append((place, gradient, owned))
+        if gradient is not None and (id(place) in targets if inputs else not isinstance(place, Node)):
+            results.append((place, gradient, owned))
+        parents = [p for p in place.parents if id(p) in waiting] if isinstance(place, Node) else []
+        if not parents or (id(place) in targets and not beyond):
             continue
         _push(place, gradient, table, create_graph)
         if not retain:
             place.release()
-        for parent in place.parents:
-            if parent is not None:
-                waiting[id(parent)] -= 1
-                if waiting[id(parent)] == 0:
-                    ready.append(parent)
+        for parent in parents:
+            waiting[id(parent)] -= 1
+            if waiting[id(parent)] == 0:
+                ready.append(parent)
     return results
 
 
@@ -98,7 +105,8 @@ class _Cotangents:
         elif mine and not self.create_graph:
             self.slots[id(place)] = np.add(before, gradient, out=before), True
         else:
-            self.slots[id(place)] = before + gradient, True
+            total = before + gradient
+            self.slots[id(place)] = total, isinstance(total, np.ndarray)  # of 0-d arrays NumPy makes a scalar
 
     def pop(self, place: Any) -> tuple[Any, bool]:
         return self.slots.pop(id(place), (None, False))
@@ -113,7 +121,7 @@ def _push(node: Node, gradient: Any, table: _Cotangents, create_graph: bool) -> 
             f"{node.op.name}: this graph was already used by backward() and let go of what it held; call the first "
             "backward(retain_graph=True) to use it twice"
         )
-    node.check_saved()
+    node.check_saved(runs_again=create_graph)
     gradients = _differentiable_vjp(node, gradient) if create_graph else node.vjp(gradient)
     seen: list[Any] = [gradient]
     for i, (parent, g) in enumerate(zip(node.parents, gradients)):
@@ -146,8 +154,8 @@ def _through_definition(op: Op, inputs: tuple[Any, ...], options: dict[str, Any]
     wanted = [s for s, a in zip(stops, inputs) if getattr(a, "requires_grad", False)]
     filled = stops + [None] * (len(op.args) - len(stops))
     out = op.definition(*filled, **{**_defaults(op), **options})  # type: ignore[misc]
-    found = iter(grad(out, wanted, gradient, create_graph=True, allow_unused=True))
-    return tuple([next(found) if getattr(a, "requires_grad", False) else None for a in inputs])
+    reached = {id(place): g for place, g, _ in _walk([out], [gradient], wanted, True, True, beyond=False)}
+    return tuple([reached.get(id(s._node)) if getattr(s, "requires_grad", False) else None for s in stops])
 
 
 def _defaults(op: Op) -> dict[str, Any]:
@@ -166,7 +174,8 @@ def _check_fits(node: Node, i: int, parent: Any, g: Any) -> None:
         )
     if is_anomaly_enabled() and not np.isfinite(np.asarray(g)).all():
         what = "nan" if np.isnan(np.asarray(g)).any() else "inf"
-        raise AnomalyError(f"backward of {node.op.name} gave {what} for argument {i}; its forward was called at {node.line}")
+        where = f"called at {node.line}" if node.line else "outside of detect_anomaly(), so that its line is not known"
+        raise AnomalyError(f"backward of {node.op.name} gave {what} for argument {i}; its forward was {where}")
 
 
 def _place(tensor: Tensor) -> Any:
@@ -177,21 +186,34 @@ def _unique(places: Sequence[Any]) -> list[Any]:
     return list({id(p): p for p in places}.values())
 
 
-def _count_uses(roots: Sequence[Any], targets: set[int]) -> dict[int, int]:
-    """How many nodes reachable from the roots will send a cotangent to each place."""
-    uses = {id(root): 0 for root in roots}
-    stack, seen = _unique(roots), {id(root) for root in roots}
+def _count_uses(roots: Sequence[Any], targets: set[int], beyond: bool) -> dict[int, int]:
+    """How many nodes will send a cotangent to each place; where there are targets, only of places that lead to one."""
+    users: dict[int, list[Node]] = {id(root): [] for root in roots}
+    stack = list(roots)
     while stack:
         place = stack.pop()
-        if id(place) in targets or not isinstance(place, Node):
+        if not isinstance(place, Node) or (id(place) in targets and not beyond):
             continue
         for parent in place.parents:
             if parent is not None:
-                uses[id(parent)] = uses.get(id(parent), 0) + 1
-                if id(parent) not in seen:
-                    seen.add(id(parent))
+                if id(parent) not in users:
+                    users[id(parent)] = []
                     stack.append(parent)
-    return uses
+                users[id(parent)].append(place)
+    if not targets:
+        return {place: len(nodes) for place, nodes in users.items()}
+    wanted = _downstream(targets & users.keys(), users)
+    return {place: sum([id(node) in wanted for node in users[place]]) for place in wanted}
+
+
+def _downstream(places: set[int], users: dict[int, list[Node]]) -> set[int]:
+    """The places, and all that use them, directly or not."""
+    found, stack = set(places), list(places)
+    while stack:
+        new = {id(node) for node in users[stack.pop()]} - found
+        found |= new
+        stack += new
+    return found
 
 
 def _first_cotangent(i: int, tensor: Tensor, gradient: Any, create_graph: bool) -> Any:
@@ -214,7 +236,7 @@ def _first_cotangent(i: int, tensor: Tensor, gradient: Any, create_graph: bool) 
 
 def _as_tensor(g: Any, like: Tensor) -> Any:
     """An array as a tensor; a tensor or None as it is."""
-    return like.wrap(g) if isinstance(g, np.ndarray) else g
+    return like.wrap(np.asarray(g)) if isinstance(g, np.ndarray | np.generic) else g
 
 
 def _as_list(gradients: Any, n: int) -> list[Any]:
@@ -229,6 +251,8 @@ def _accumulate(leaf: Tensor, gradient: Any, owned: bool, create_graph: bool) ->
     """leaf.grad + gradient. A gradient that something else may hold is copied; nothing is added to in place."""
     if leaf.grad is not None:
         gradient = (leaf.grad if create_graph else leaf.grad._array) + gradient
-    elif not owned and not create_graph:
+    elif create_graph:
+        gradient = gradient + 0
+    elif not owned:
         gradient = np.array(gradient)
     leaf.grad = _as_tensor(gradient, leaf)

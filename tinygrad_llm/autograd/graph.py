@@ -35,7 +35,7 @@ class Node:
     inputs only where a gradient could depend on them, for create_graph. Shape and dtype are those of the output.
     """
 
-    __slots__ = ("dtype", "inputs", "line", "op", "options", "parents", "saved", "shape", "vjp")
+    __slots__ = ("dtype", "given", "inputs", "line", "op", "options", "parents", "saved", "shape", "vjp")
 
     def __init__(self, op: Op, vjp: Vjp, args: tuple[Any, ...], options: dict[str, Any], out: Any) -> None:
         self.op = op
@@ -46,14 +46,15 @@ class Node:
         saved = list(saved_arrays(vjp))
         self.inputs: tuple[Any, ...] | None = args if any(a.dtype.kind == "f" for a in saved) else None
         self.saved = _versions(saved, (*args, out))
+        self.given = tuple([(a._version, a._version.count) for a in self.inputs or () if hasattr(a, "_version")])
         self.line = calling_line() if is_anomaly_enabled() else None
 
     def __repr__(self) -> str:
         return f"<{self.op.name} {self.shape}>"
 
-    def check_saved(self) -> None:
-        """AutogradError where an array that the vjp closes over was written to since."""
-        for version, seen in self.saved:
+    def check_saved(self, runs_again: bool = False) -> None:
+        """AutogradError where an array that the vjp closes over, or an input if the op runs again, was written to since."""
+        for version, seen in (*self.saved, *self.given) if runs_again else self.saved:
             if version.count != seen:
                 raise AutogradError(
                     f"{self.op.name}: backward needs a tensor that was modified in place: it is at version "
@@ -62,7 +63,7 @@ class Node:
 
     def release(self) -> None:
         """Let go of everything that only one backward needs."""
-        self.vjp, self.inputs, self.saved = None, None, ()
+        self.vjp, self.inputs, self.saved, self.given = None, None, (), ()
 
 
 def saved_arrays(function: Any) -> Iterator[Any]:
