@@ -206,11 +206,11 @@ class Tensor:
 
     def __setitem__(self, index: Any, value: Any) -> None:
         index = unwrap_index(index)
-        self._write(lambda a: a.__setitem__(index, np.asarray(value, dtype=a.dtype)))
+        self._write(lambda a: a.__setitem__(index, np.asarray(value, dtype=a.dtype)), value)
 
     def copy_(self, source: Any) -> Tensor:
         """Write the values of source, broadcast and cast, into this tensor."""
-        return self._write(lambda a: np.copyto(a, np.asarray(source), casting="same_kind"))
+        return self._write(lambda a: np.copyto(a, np.asarray(source), casting="same_kind"), source)
 
     def zero_(self) -> Tensor:
         """Write zeros."""
@@ -220,8 +220,11 @@ class Tensor:
         """Write one value everywhere."""
         return self._write(lambda a: a.fill(value))
 
-    def _write(self, write: Callable[[np.ndarray], Any]) -> Tensor:
+    def _write(self, write: Callable[[np.ndarray], Any], value: Any = None) -> Tensor:
         """Write in place and say so to every graph that still needs the old values."""
+        if isinstance(value, Tensor) and value._requires_grad and is_grad_enabled():
+            raise AutogradError("in-place write: got a value that requires grad, which would be lost; expected no_grad(), a "
+                                "detached value, or cat, stack or where to build the tensor from parts")
         if self._requires_grad and is_grad_enabled():
             raise AutogradError("in-place write: got a tensor that requires grad, expected no_grad() or a detached tensor")
         write(self._array)
@@ -233,14 +236,17 @@ class Tensor:
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if method == "__call__" and ufunc in NUMPY and not kwargs:
             return NUMPY[ufunc](*inputs)
-        plain = [x._array if isinstance(x, Tensor) else x for x in inputs]
+        if "out" in kwargs:
+            raise TypeError(f"{ufunc.__name__}: out: got {kwargs['out']}, expected none: a gradient cannot follow a write")
+        plain = _plain(inputs, _read_only)
         result = getattr(ufunc, method)(*plain, **kwargs)
         return _constant(ufunc, result)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if function in NUMPY:
             return NUMPY[function](*args, **kwargs)
-        return _constant(function, function._implementation(*_plain(args), **_plain(kwargs)))
+        plain, options = _plain(args, _read_only), _plain(kwargs, _read_only)
+        return _constant(function, function._implementation(*plain, **options))
 
     def __apply_op__(self, op: Op, *args: Any, **options: Any) -> Tensor:
         return apply(op, *args, **options)
@@ -283,12 +289,20 @@ def _constant(function: Any, result: Any) -> Any:
     return Tensor.from_array(np.asarray(result)) if isinstance(result, np.ndarray | np.generic) else result
 
 
-def _plain(values: Any) -> Any:
+def _plain(values: Any, show: Callable[[np.ndarray], np.ndarray] = lambda a: a) -> Any:
+    """Arrays in place of tensors, as `show` shows them, also inside tuples, lists and dictionaries."""
     if isinstance(values, dict):
-        return {k: _plain(v) for k, v in values.items()}
+        return {k: _plain(v, show) for k, v in values.items()}
     if isinstance(values, tuple | list):
-        return type(values)([_plain(v) for v in values])
-    return values._array if isinstance(values, Tensor) else values
+        return type(values)([_plain(v, show) for v in values])
+    return show(values._array) if isinstance(values, Tensor) else values
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """A view that NumPy cannot write through: such a write would not be seen by backward's checks."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def unwrap_index(index: Any) -> Any:
