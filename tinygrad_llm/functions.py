@@ -56,16 +56,32 @@ def lift(op: Op) -> Callable[..., Tensor]:
     """An op as a function of tensors: `lift(op)(x, y, option=...)`."""
 
     def function(*args: Any, **options: Any) -> Tensor:
-        return apply(op, *[as_operand(a) for a in args], **options)
+        operands = [as_operand(a) for a in args]
+        kinds = {a.dtype.kind for a in operands if hasattr(a, "dtype")}
+        if not kinds & {"i", "u"}:
+            return apply(op, *operands, **options)
+        return _with_integers(op, operands, options)
 
     function.__name__ = function.__qualname__ = op.name
     function.__doc__ = op.__doc__
     return function
 
 
+def _with_integers(op: Op, operands: list[Any], options: dict[str, Any]) -> Tensor:
+    """torch's promotion, where NumPy's ends in float64: integers take the dtype of the floats beside them, or float32."""
+    floats = [a.dtype for a in operands if hasattr(a, "dtype") and a.dtype.kind == "f"]
+    if floats:
+        dtype = np.result_type(*floats)
+        operands = [np.asarray(a, dtype) if hasattr(a, "dtype") and a.dtype.kind in "iu" else a for a in operands]
+    out = apply(op, *operands, **options)
+    return out if floats or out.dtype != np.float64 else to(out, np.float32)
+
+
 def as_operand(value: Any) -> Any:
-    """What apply takes: tensors, arrays and Python numbers as they are; nested lists become constant tensors."""
-    if isinstance(value, Tensor | np.ndarray | int | float | np.generic) or value is None:
+    """What apply takes: tensors, arrays, Python numbers, and NumPy's scalars as such; lists become constant tensors."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Tensor | np.ndarray | int | float) or value is None:
         return value
     return Tensor.from_array(as_array(value))
 
@@ -83,7 +99,8 @@ maximum, minimum, pow = lift(elementwise.maximum), lift(elementwise.minimum), li
 
 def where(condition: Any, input: Any, other: Any) -> Tensor:
     """input where condition holds, else other; all three broadcast."""
-    return apply(elementwise.where, np.asarray(condition, dtype=bool), as_operand(input), as_operand(other))
+    mask = condition if getattr(condition, "dtype", None) == np.bool_ else np.asarray(condition, dtype=bool)
+    return apply(elementwise.where, mask, as_operand(input), as_operand(other))
 
 
 def masked_fill(input: Tensor, mask: Any, value: float) -> Tensor:
@@ -309,8 +326,17 @@ for _name, _function in _METHODS.items():
 NUMPY.update({
     np.add: add, np.subtract: sub, np.multiply: mul, np.true_divide: div, np.negative: neg, np.exp: exp, np.log: log,
     np.sqrt: sqrt, np.square: square, np.sin: sin, np.cos: cos, np.tanh: tanh, np.abs: abs, np.maximum: maximum,
-    np.minimum: minimum, np.power: pow, np.matmul: matmul, np.where: where, np.sum: sum, np.mean: mean, np.max: amax,
-    np.amax: amax, np.reshape: reshape, np.swapaxes: transpose, np.squeeze: squeeze, np.expand_dims: unsqueeze,
-    np.broadcast_to: broadcast_to, np.concatenate: cat, np.stack: stack,
+    np.minimum: minimum, np.power: pow, np.matmul: matmul, np.where: where, np.stack: stack,
+    # NumPy's own arguments, where their order or names differ
+    np.sum: lambda a, axis=None, *, keepdims=False: sum(a, axis, keepdims),
+    np.mean: lambda a, axis=None, *, keepdims=False: mean(a, axis, keepdims),
+    np.max: lambda a, axis=None, *, keepdims=False: amax(a, axis, keepdims),
+    np.amax: lambda a, axis=None, *, keepdims=False: amax(a, axis, keepdims),
+    np.reshape: lambda a, shape: reshape(a, shape),
+    np.squeeze: lambda a, axis=None: squeeze(a, axis),
+    np.expand_dims: lambda a, axis: unsqueeze(a, axis),
+    np.swapaxes: lambda a, axis1, axis2: transpose(a, axis1, axis2),
+    np.broadcast_to: lambda array, shape: broadcast_to(array, shape),
+    np.concatenate: lambda arrays, axis=0: cat([reshape(a, -1) for a in arrays] if axis is None else arrays, axis or 0),
     np.transpose: lambda a, axes=None: permute(a, tuple(axes) if axes is not None else tuple(reversed(range(a.ndim)))),
 })
