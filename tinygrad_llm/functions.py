@@ -95,12 +95,13 @@ neg, exp, log, sqrt, square = (
 sin, cos, tanh = lift(elementwise.sin), lift(elementwise.cos), lift(elementwise.tanh)
 sigmoid, erf, relu, abs = lift(elementwise.sigmoid), lift(elementwise.erf), lift(elementwise.relu), lift(elementwise.abs)
 maximum, minimum, pow = lift(elementwise.maximum), lift(elementwise.minimum), lift(elementwise.pow)
+_where = lift(elementwise.where)
 
 
 def where(condition: Any, input: Any, other: Any) -> Tensor:
     """input where condition holds, else other; all three broadcast."""
     mask = condition if getattr(condition, "dtype", None) == np.bool_ else np.asarray(condition, dtype=bool)
-    return apply(elementwise.where, mask, as_operand(input), as_operand(other))
+    return _where(mask, input, other)
 
 
 def masked_fill(input: Tensor, mask: Any, value: float) -> Tensor:
@@ -247,6 +248,8 @@ def stack(tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None) -
 def split(tensor: Tensor, split_size: int, dim: int = 0) -> tuple[Tensor, ...]:
     """Pieces of split_size along dim; the last may be smaller."""
     at = axes_of("split", tensor, dim)[0]
+    if split_size < 1:
+        raise ValueError(f"split: split_size: got {split_size}, expected at least 1")
     lead = (slice(None),) * at
     return tuple(tensor[(*lead, slice(i, i + split_size))] for i in range(0, tensor.shape[at], split_size))
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.ops.declare import Vjp, compute, op, total
-from tinygrad_llm.ops.errors import IndexRangeError, ShapeError
+from tinygrad_llm.ops.errors import DtypeError, IndexRangeError, ShapeError
 
 Shape = tuple[int, ...]
 
@@ -67,6 +67,8 @@ def _cat_axis(tensors: tuple[Any, ...], dim: int) -> int:
     for i, t in enumerate(tensors):
         if t.ndim != ndim or t.shape[:axis] + t.shape[axis + 1 :] != tensors[0].shape[:axis] + tensors[0].shape[axis + 1 :]:
             raise ShapeError(f"cat: tensors[{i}]: got shape {t.shape}, expected {tensors[0].shape} but for axis {axis}")
+        if t.dtype != tensors[0].dtype:
+            raise DtypeError(f"cat: tensors[{i}]: got dtype {t.dtype}, expected {tensors[0].dtype} as in tensors[0]")
     return axis
 
 
