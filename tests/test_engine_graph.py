@@ -247,7 +247,8 @@ def test_gradients_have_the_shape_and_dtype_of_their_leaf(dtype):
     lambda x: F.minimum(1, x), lambda x: F.where(x.numpy() > 1, x, 0.0), lambda x: F.masked_fill(x, x.numpy() > 1, -1e9),
     lambda x: x * np.float64(2), lambda x: np.float64(2) * x, lambda x: x / np.sqrt(2.0), lambda x: x + np.int64(2),
     lambda x: x * np.arange(3), lambda x: x * tensor([1, 2, 3]), lambda x: x * (x.numpy() > 1), lambda x: x - tensor([1, 2, 3]),
-    lambda x: np.arange(3) * x, lambda x: F.var(x), lambda x: F.mean(x), lambda x: F.softmax(x), lambda x: x.sum() / x.size,
+    lambda x: F.where(x > 1, x, np.arange(3)), lambda x: np.arange(3) * x, lambda x: F.var(x), lambda x: F.mean(x),
+    lambda x: F.softmax(x), lambda x: x.sum() / x.size,
 ])
 def test_float32_stays_float32_beside_numbers_and_integers(expression):
     x = leaf(3, dtype=np.float32)
