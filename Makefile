@@ -9,7 +9,8 @@ PYTEST_ARGS ?=
 BIN     := $(VENV)/bin
 RUNTIME := $(VENV)/.installed-runtime
 DEV     := $(VENV)/.installed-dev
-# One BLAS thread per test process: the arrays are small, and JOBS processes share the cores.
+# One BLAS thread a process. The demo's products are too small to gain much from a second one, and OpenBLAS threads that
+# wait in a loop for a core that is busy with something else make it several times slower. Tests run JOBS processes.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
@@ -19,10 +20,10 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(RUNTIME) ## train on real text, evaluate on unseen text, write a continuation, compare with PyTorch
-	$(BIN)/tinygrad-llm train --preset demo --out $(RUN)
-	$(BIN)/tinygrad-llm eval --checkpoint $(RUN)
-	$(BIN)/tinygrad-llm generate --checkpoint $(RUN) --prompt "ROMEO: "
-	$(BIN)/tinygrad-llm check
+	$(ONE_THREAD) $(BIN)/tinygrad-llm train --preset demo --out $(RUN) $(if $(wildcard $(RUN)/*.safetensors),--resume)
+	$(ONE_THREAD) $(BIN)/tinygrad-llm eval --checkpoint $(RUN)
+	$(ONE_THREAD) $(BIN)/tinygrad-llm generate --checkpoint $(RUN) --prompt "ROMEO: " --temperature 0.8
+	$(ONE_THREAD) $(BIN)/tinygrad-llm check
 
 test: lint ## all that CI runs: lint, then every test
 	HYPOTHESIS_PROFILE=ci $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)

@@ -25,9 +25,9 @@ class Settings:
     max_new_tokens: int = option(300, integer(0), "how many tokens to add at most", "text")
     stop: tuple[str, ...] = option((), words(), "end before this text; may be given several times", "text")
     temperature: float = option(
-        0.8,
+        0.0,
         at_least_zero(),
-        "0: always the likeliest token (greedy); 1: as the model believes; between: bolder",
+        "0: always the likeliest token (greedy); 1: as the model believes; between: livelier than greedy",
         "sampling",
     )
     top_k: int | None = option(None, integer(1), "draw from the K likeliest tokens only", "sampling")
@@ -79,12 +79,12 @@ COMMAND = Command(
     "Continue a text with a trained model, one token after the other, printed as they come.",
     f"""
 {PROGRAM} generate --checkpoint runs/demo --prompt "ROMEO: "
-# always the likeliest next token
+# less repetitive than always the likeliest token
 {PROGRAM} generate --checkpoint runs/demo --prompt "ROMEO: " \\
-    --temperature 0
+    --temperature 0.8
 # one speech, drawn with more care
 {PROGRAM} generate --checkpoint runs/demo --prompt "JULIET: " \\
-    --top-p 0.9 --stop $'\\n\\n'
+    --temperature 1 --top-p 0.9 --stop $'\\n\\n'
 echo "To be" | {PROGRAM} generate --checkpoint runs/demo --prompt - --json
 """,
     Settings,

@@ -33,8 +33,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "warmup_steps": 20, "eval_every": 100, "checkpoint_every": 100, "eval_tokens": 20_000,
     },
     "demo": {
-        "context_length": 64, "d_model": 128, "n_heads": 4, "n_layers": 4, "batch_size": 32, "steps": 2000, "lr": 2e-3,
-        "warmup_steps": 100, "weight_decay": 0.1, "grad_clip": 1.0, "eval_tokens": 50_000,
+        "context_length": 64, "d_model": 128, "n_heads": 4, "n_layers": 4, "batch_size": 24, "steps": 1000, "lr": 2e-3,
+        "warmup_steps": 100, "weight_decay": 0.1, "grad_clip": 1.0, "eval_every": 200, "eval_tokens": 50_000,
     },
     "gpt2": {
         "context_length": 64, "d_model": 128, "n_heads": 4, "n_layers": 4, "batch_size": 32, "steps": 2000, "lr": 1e-3,

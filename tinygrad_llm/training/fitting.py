@@ -237,9 +237,10 @@ class Fitting:
                     disable=None if self.options.progress else True)
 
     def _tell(self, step: int) -> None:
-        loss = f"  train loss {np.mean(self.losses[-50:]):.4f}" if self.losses else ""
-        test = f"  test {self.evaluation}" if self.evaluation is not None else ""
-        self._say(f"step {step:,}{loss}{test}")
+        train = f"  train loss {np.mean(self.losses[-50:]):.3f}" if self.losses else ""
+        found = self.evaluation
+        test = "" if found is None else f"  test loss {found.loss:.3f}  perplexity {found.perplexity:.2f}  accuracy {found.accuracy:.1%}"
+        self._say(f"step {step:,}{train}{test}")
 
     def _say(self, line: str) -> None:
         if self.options.progress:
