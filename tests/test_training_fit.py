@@ -127,7 +127,8 @@ def test_a_line_for_each_evaluation_is_printed(tmp_path, capsys):
     lines = [line for line in told.err.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["4", "8", "10"]
     assert "train loss" in lines[0]
-    assert "bits per character" in lines[0]
+    assert "accuracy" in lines[0]
+    assert max(map(len, lines)) <= 80
     assert "loss curve: " in told.err
 
 
