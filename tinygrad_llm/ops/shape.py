@@ -81,12 +81,23 @@ _INDICES = (
 @op(x="*A e.g. 4 5 3", options={"index": _INDICES}, torch="x[index]")
 def getitem(x: Any, index: Any) -> tuple[Any, Vjp]:
     """x[index], basic or advanced.   dx = zeros with g added at index, as often as an element was taken"""
+    _check_unambiguous(x, index)
     try:
         out = x[index]
     except IndexError as error:
         raise IndexRangeError(f"getitem: index: got {index!r} for shape {x.shape}, expected one inside: {error}") from None
     shape = x.shape
     return out, lambda g: (compute(scatter, g, index=index, shape=shape),)
+
+
+def _check_unambiguous(x: Any, index: Any) -> None:
+    """Refuse x[0, :, array]: NumPy puts the array's axes first, torch where the array stands."""
+    parts = index if isinstance(index, tuple) else ()
+    word = "".join(["i" if isinstance(p, int | np.integer) else "s" if _is_basic(p) else "a" for p in parts])
+    arrays = word.replace("i", "")
+    if "a" in word and "s" in word.strip("s") and "s" not in arrays.strip("s") and arrays.startswith("s"):
+        raise IndexRangeError(f"getitem: index: got an array after a slice, and an integer apart from it, for shape {x.shape}, "
+                              "where NumPy and torch differ; expected two steps, first the integer")
 
 
 @op(x="*A e.g. 3 5 3", options={"index": (slice(1, None), np.array([0, 2, 2])), "shape": ((4, 5, 3),)},
