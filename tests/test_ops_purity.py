@@ -16,7 +16,7 @@ from tinygrad_llm.autograd import saved_arrays
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 BROADCASTING = [op for op in OPS if sum(a.spec.startswith("~") and not a.axes for a in op.args) > 1]
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-fewer = settings(max_examples=max(8, settings.default.max_examples // 3))
+fewer = settings(max_examples=max(5, settings.default.max_examples // 5))
 
 
 def call(case, dtype):
