@@ -10,7 +10,7 @@ import pytest
 from opcases import OPS, Seeded, Sizes, make_case
 
 from tinygrad_llm.ops import REGISTRY, DtypeError, IndexRangeError, ShapeError, op
-from tinygrad_llm.ops.declare import Arg
+from tinygrad_llm.ops.spec import Arg
 
 SIZES = Sizes(low=2, high=4, lead=(1, 1), lead_low=2, cut=False, none=False)
 WRONG_KIND = {"float": np.array("words"), "int": np.float32, "bool": np.int64}

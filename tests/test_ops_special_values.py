@@ -11,7 +11,7 @@ from opcases import call_torch
 from opchecks import judge32, judge64
 
 from tinygrad_llm.ops import REGISTRY
-from tinygrad_llm.ops.declare import total
+from tinygrad_llm.ops.sums import total
 
 INF, NAN = math.inf, math.nan
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.ops.declare import Vjp, op, total
+from tinygrad_llm.ops.declare import Vjp, op
+from tinygrad_llm.ops.sums import total
 
 
 @op(x="~B N K", y="~B K M", torch="torch.matmul(x, y)")

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.ops.declare import Vjp, compute, op, total
+from tinygrad_llm.ops.declare import Vjp, compute, op
 from tinygrad_llm.ops.errors import IndexRangeError
+from tinygrad_llm.ops.sums import total
 
 
 def _softmax(x: Any) -> Any:
@@ -148,7 +149,8 @@ def _cross_entropy(logits: Any, target: Any, weight: Any, ignore_index: int, red
 @op(logits="N V>0", target="N int", weight="?V in (0.1, 2)",
     options={"ignore_index": (-100, 0), "reduction": ("mean", "sum", "none"), "label_smoothing": (0.0, 0.1)},
     definition=_cross_entropy,
-    torch="F.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing)")
+    torch="F.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction=reduction, "
+          "label_smoothing=label_smoothing)")
 def cross_entropy(
     logits: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean",
     label_smoothing: float = 0.0,
@@ -160,7 +162,8 @@ def cross_entropy(
     """
     used, t, w = _targets(logits, target, weight, ignore_index)
     logp = _log_softmax(logits)
-    rows, v, smooth = np.arange(t.size), logits.shape[-1], np.where(used, label_smoothing / logits.shape[-1], 0).astype(logits.dtype)
+    rows, v = np.arange(t.size), logits.shape[-1]
+    smooth = np.where(used, label_smoothing / v, 0).astype(logits.dtype)
     row = -(1 - label_smoothing) * w * logp[rows, t]
     if label_smoothing:
         row = row - smooth * np.sum(logp if weight is None else logp * weight, -1)

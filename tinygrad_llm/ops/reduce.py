@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.ops.declare import Vjp, op, total
+from tinygrad_llm.ops.declare import Vjp, op
 from tinygrad_llm.ops.errors import IndexRangeError
+from tinygrad_llm.ops.sums import total
 
 Dims = int | tuple[int, ...] | None
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.ops.declare import Vjp, compute, op, total
+from tinygrad_llm.ops.declare import Vjp, compute, op
 from tinygrad_llm.ops.errors import DtypeError, IndexRangeError, ShapeError
+from tinygrad_llm.ops.sums import total
 
 Shape = tuple[int, ...]
 

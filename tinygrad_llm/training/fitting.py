@@ -239,8 +239,10 @@ class Fitting:
     def _tell(self, step: int) -> None:
         train = f"  train loss {np.mean(self.losses[-50:]):.3f}" if self.losses else ""
         found = self.evaluation
-        test = "" if found is None else f"  test loss {found.loss:.3f}  perplexity {found.perplexity:.2f}  accuracy {found.accuracy:.1%}"
-        self._say(f"step {step:,}{train}{test}")
+        if found is None:
+            return self._say(f"step {step:,}{train}")
+        test = f"test loss {found.loss:.3f}  perplexity {found.perplexity:.2f}  accuracy {found.accuracy:.1%}"
+        return self._say(f"step {step:,}{train}  {test}")
 
     def _say(self, line: str) -> None:
         if self.options.progress:
