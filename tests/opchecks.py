@@ -5,6 +5,7 @@ The tests call these on drawn cases, and the mutation gate calls the same functi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,52 @@ def check_float64(case: Case) -> list[str]:
 
 
 def check_float32(case: Case) -> list[str]:
-    """Output and gradients are as near to the float64 truth as torch's own float32."""
-    return [fail for row in float32_rows(case) for fail in judge32(*row)]
+    """Output and gradients are as near to the float64 truth as torch's own float32, luck apart.
+
+    Where a row of a layer norm has two features, or is nearly constant, all cancels but the last bit, and torch's error
+    may be a hundred times smaller than one rounding of its inputs away. So what the policy does not pass is compared
+    with the largest of torch's errors on the case and on 16 neighbours. (Over 17,000 drawn gradients of layer norm, 5
+    of ours need this, and 512 of torch's would if it were judged against ours.)
+    """
+    rows = float32_rows(case)
+    fails = [judge32(*row) for row in rows]
+    if not any(fails):
+        return []
+    if "nearby" not in case.cache:
+        case.cache["nearby"] = [max(column) for column in zip(*map(torch_errors, neighbours(case)))]
+    allowed = [max(equivalence.FLOAT32_TOL, equivalence.FLOAT32_RATIO * error) for error in case.cache["nearby"]]
+    return [line for row, lines, most in zip(rows, fails, allowed) for line in lines if not error_of(row) <= most]
+
+
+def error_of(row: tuple[str, Any, Any, Any]) -> float:
+    """Our error; infinite where there is nothing to compare."""
+    _, ours, _, truth = row
+    comparable = ours is not None and ours.shape == truth.shape and ours.dtype == np.float32
+    return relative(ours, truth) if comparable else np.inf
+
+
+def neighbours(case: Case) -> list[Case]:
+    """The case, and others whose floating arguments and cotangent are the next float32 numbers up or down."""
+    rng, found = np.random.default_rng(0), [case]
+    for _ in range(16):
+        args = tuple(_stepped(a, rng) if opcases.is_float(a) else a for a in case.args)
+        found.append(replace(case, args=args, cotangent=_stepped(case.cotangent, rng), cache={}))
+    return found
+
+
+def _stepped(a: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    towards = np.asarray(rng.choice([-np.inf, np.inf], a.shape), np.float32)
+    return np.asarray(np.nextafter(a.astype(np.float32), towards), np.float64)
+
+
+def torch_errors(case: Case) -> list[float]:
+    """torch's float32 error of the output and of each gradient."""
+    theirs, truth = opcases.run_torch(case, np.float32), opcases.run_torch(case)
+    return [relative(a, b) for a, b in zip([theirs[0], *theirs[1]], [truth[0], *truth[1]])]
+
+
+def relative(x: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.max(np.abs(x - truth) / (1 + np.abs(truth)), initial=0.0))
 
 
 def judge64(name: str, ours: Any, theirs: Any) -> list[str]:
