@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, no_grad
 from tinygrad_llm.nn import Module, Parameter
+
+CHUNK = 1 << 15
+"""Elements that AdamW updates at a time: five arrays of them fit into a core's second-level cache."""
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 class AdamW:
@@ -77,23 +81,11 @@ class AdamW:
     def _update(self, p: Tensor, g: np.ndarray, group: dict[str, Any]) -> None:
         state = self.state.setdefault(id(p), {}) or self._new_state(p, group)
         state["step"] += 1
-        b1, b2 = group["betas"]
-        m, v, g = state["exp_avg"], state["exp_avg_sq"], -g if group["maximize"] else g
-        m += (g - m) * (1 - b1)
-        v *= b2
-        v += (1 - b2) * (g * g)
-        if group["amsgrad"]:
-            v = np.maximum(state["max_exp_avg_sq"], v, out=state["max_exp_avg_sq"])
-        size = group["lr"] / (1 - b1 ** state["step"])
-        root = np.sqrt(v, out=np.empty_like(v))  # out: of a tensor without axes, NumPy would make a scalar
-        root /= math.sqrt(1 - b2 ** state["step"])
-        root += group["eps"]
-        np.divide(m, root, out=root)
-        root *= size
-        p._write(lambda a: _descend(a, root, 1 - group["lr"] * group["weight_decay"]))
+        moments = [state[name] for name in MOMENTS if name in state]
+        p._write(lambda a: [_descend(*part, group, state["step"]) for part in _chunks(a, g, *moments)])
 
     def _new_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        names = ("exp_avg", "exp_avg_sq") + ("max_exp_avg_sq",) * group["amsgrad"]
+        names = MOMENTS if group["amsgrad"] else MOMENTS[:2]
         state = self.state[id(p)] = {"step": 0, **{name: np.zeros(p.shape, p.dtype) for name in names}}
         return state
 
@@ -127,10 +119,34 @@ class AdamW:
         return [p for group in self.param_groups for p in group["params"]]
 
 
-def _descend(p: np.ndarray, update: np.ndarray, keep: float) -> None:
-    if keep != 1:
-        p *= keep
-    p -= update
+def _chunks(p: np.ndarray, g: np.ndarray, *moments: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Scratch memory, and the same pieces of each array, flat and small enough to stay in the cache together."""
+    if not p.flags.c_contiguous:
+        yield [np.empty_like(p), p, g, *moments]
+        return
+    flat = [np.ascontiguousarray(a).reshape(-1) for a in (p, g, *moments)]
+    scratch = np.empty(min(CHUNK, p.size), p.dtype)
+    for start in range(0, p.size, CHUNK):
+        pieces = [f[start : start + CHUNK] for f in flat]
+        yield [scratch[: pieces[0].size], *pieces]
+
+
+def _descend(a: np.ndarray, p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, *rest: Any) -> None:
+    """AdamW's update of one piece, in place, with a as scratch; rest: the largest v so far (amsgrad), settings, step."""
+    *largest, group, step = rest
+    b1, b2 = group["betas"]
+    g = -g if group["maximize"] else g
+    m += np.multiply(np.subtract(g, m, out=a), 1 - b1, out=a)
+    v *= b2
+    v += np.multiply(np.multiply(g, g, out=a), 1 - b2, out=a)
+    np.sqrt(np.maximum(largest[0], v, out=largest[0]) if group["amsgrad"] else v, out=a)
+    a /= math.sqrt(1 - b2**step)
+    a += group["eps"]
+    np.divide(m, a, out=a)
+    a *= group["lr"] / (1 - b1**step)
+    if group["weight_decay"]:
+        p *= 1 - group["lr"] * group["weight_decay"]
+    p -= a
 
 
 def _restored(value: Any, p: Tensor) -> Any:
