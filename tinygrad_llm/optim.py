@@ -11,7 +11,7 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor, no_grad
 from tinygrad_llm.nn import Module, Parameter
 
-CHUNK = 1 << 15
+CHUNK = 1 << 16
 """Elements that AdamW updates at a time: five arrays of them fit into a core's second-level cache."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
