@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.autograd import NUMPY, Tensor, apply, as_array, is_grad_enabled, unwrap_index
+from tinygrad_llm.autograd import NUMPY, Tensor, apply, as_array, inplace, is_grad_enabled, unwrap_index
 from tinygrad_llm.ops import Op, ShapeError, elementwise, linalg, nn, reduce, shape
 from tinygrad_llm.ops.reduce import axes_of
 
@@ -323,6 +323,15 @@ for _function in (
 ):
     _METHODS[_function.__name__] = _function
 del _METHODS["where"]
+_INPLACE = (  # `add_` and so on, where there is an `add`
+    "abs", "add", "addbmm", "addmm", "baddbmm", "clamp", "clip", "cos", "cumsum", "div", "erf", "exp", "expm1", "index_add",
+    "index_put", "log", "log1p", "masked_fill", "mul", "neg", "pow", "reciprocal", "relu", "rsqrt", "scatter_add", "sigmoid",
+    "sign", "sin", "sqrt", "square", "sub", "tanh", "tril", "triu",
+)
+_METHODS |= {f"{name}_": inplace(_METHODS[name]) for name in _INPLACE if name in _METHODS}
+_METHODS |= {f"__i{name}__": inplace(_METHODS[f"__{name}__"]) for name in (
+    "add", "sub", "mul", "truediv", "pow", "and", "or", "xor",
+)}
 for _name, _function in _METHODS.items():
     setattr(Tensor, _name, _function)
 

@@ -1,7 +1,8 @@
 """The engine: tensors that remember how they were made, and reverse mode over what they remember."""
 
 from tinygrad_llm.autograd.backward import backward, grad
-from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node, saved_arrays
+from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node, WriteError, saved_arrays
+from tinygrad_llm.autograd.hooks import RemovableHandle
 from tinygrad_llm.autograd.modes import (
     detect_anomaly,
     enable_grad,
@@ -11,9 +12,10 @@ from tinygrad_llm.autograd.modes import (
     set_grad_enabled,
 )
 from tinygrad_llm.autograd.tensor import NUMPY, Tensor, apply, as_array, unwrap_index
+from tinygrad_llm.autograd.writes import inplace
 
 __all__ = [
-    "NUMPY", "AnomalyError", "AutogradError", "Node", "Tensor", "apply", "as_array", "backward", "detect_anomaly",
-    "enable_grad", "grad", "is_anomaly_enabled", "is_grad_enabled", "no_grad", "saved_arrays", "set_grad_enabled",
-    "unwrap_index",
+    "NUMPY", "AnomalyError", "AutogradError", "Node", "RemovableHandle", "Tensor", "WriteError", "apply", "as_array",
+    "backward", "detect_anomaly", "enable_grad", "grad", "inplace", "is_anomaly_enabled", "is_grad_enabled", "no_grad",
+    "saved_arrays", "set_grad_enabled", "unwrap_index",
 ]

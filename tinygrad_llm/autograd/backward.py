@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node
+from tinygrad_llm.autograd.hooks import run_hooks
 from tinygrad_llm.autograd.modes import is_anomaly_enabled, set_grad_enabled
 from tinygrad_llm.ops import Op
 
@@ -21,51 +22,75 @@ if TYPE_CHECKING:
 
 
 def backward(
-    tensors: Sequence[Tensor], gradients: Sequence[Any], retain_graph: bool | None = None, create_graph: bool = False
+    tensors: Tensor | Sequence[Tensor], grad_tensors: Any = None, retain_graph: bool | None = None,
+    create_graph: bool = False, inputs: Tensor | Sequence[Tensor] | None = None,
 ) -> None:
-    """Add d Σ⟨gradient, tensor⟩ / d leaf to `.grad` of every leaf that requires grad. See Tensor.backward."""
+    """Add d Σ⟨grad_tensor, tensor⟩ / d leaf to `.grad` of every leaf that requires grad, or only of `inputs`, which may
+    be results of ops too. torch.autograd.backward's arguments; see Tensor.backward."""
+    tensors = _as_list(tensors, 1)
+    gradients, wanted = _as_list(grad_tensors, len(tensors)), _as_list(inputs, 0)
+    if inputs is not None and not wanted:
+        raise AutogradError("backward: inputs: got none, expected at least one tensor, or None for every leaf")
+    _check_inputs("backward", wanted)
+    holders = {id(_place(x)): x for x in wanted}
     with set_grad_enabled(create_graph):
-        for leaf, gradient, owned in _walk(tensors, gradients, (), retain_graph, create_graph):
-            _accumulate(leaf, gradient, owned, create_graph)
+        for place, gradient, owned in _walk(tensors, gradients, list(holders), retain_graph, create_graph):
+            _accumulate(holders.get(id(place), place), gradient, owned, create_graph)
 
 
 def grad(
     outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], grad_outputs: Any = None,
-    retain_graph: bool | None = None, create_graph: bool = False, allow_unused: bool = False,
+    retain_graph: bool | None = None, create_graph: bool = False, allow_unused: bool | None = None,
+    materialize_grads: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of Σ⟨grad_output, output⟩ with respect to inputs, leaves or not, without touching `.grad`.
 
-    Shapes are those of the inputs. torch.autograd.grad's arguments. Errors: AutogradError for an input that the outputs
-    do not depend on, unless allow_unused.
+    Shapes are those of the inputs. torch.autograd.grad's arguments: an input that the outputs do not depend on gives None
+    where allow_unused, zeros where materialize_grads. Errors: AutogradError for such an input otherwise.
     """
     outputs, inputs = _as_list(outputs, 1), _as_list(inputs, 1)
-    gradients = _as_list(grad_outputs, len(outputs))
-    for i, x in enumerate(inputs):
-        if not x.requires_grad:
-            raise AutogradError(f"grad: inputs[{i}]: got a tensor that does not require grad, expected one that does")
-    with set_grad_enabled(create_graph):
-        walked = _walk(outputs, gradients, inputs, retain_graph, create_graph)
-    reached = {id(place): g if owned or create_graph else np.array(g) for place, g, owned in walked}
-    found = [reached.get(id(_place(x))) for x in inputs]
+    _check_inputs("grad", inputs)
+    found = gradients_at(outputs, _as_list(grad_outputs, len(outputs)), [_place(x) for x in inputs], retain_graph, create_graph)
     for i, g in enumerate(found):
-        if g is None and not allow_unused:
+        if g is None and not (materialize_grads if allow_unused is None else allow_unused):
             raise AutogradError(f"grad: inputs[{i}]: got a tensor that the outputs do not depend on, expected one they do "
                                 "(or allow_unused=True)")
-    return tuple([_as_tensor(g, inputs[0]) for g in found])
+    zeros = [np.zeros(x.shape, x.dtype) if g is None and materialize_grads else g for g, x in zip(found, inputs)]
+    return tuple([_as_tensor(g, x) for g, x in zip(zeros, inputs)])
+
+
+def gradients_at(
+    outputs: Sequence[Tensor], gradients: Sequence[Any], places: Sequence[Any], retain_graph: bool | None,
+    create_graph: bool, beyond: bool = True,
+) -> list[Any]:
+    """The gradients that arrive at places (nodes or leaves), the caller's own; None where nothing does."""
+    if not places:
+        return []
+    with set_grad_enabled(create_graph):
+        walked = _walk(outputs, gradients, [id(p) for p in places], retain_graph, create_graph, beyond)
+    reached = {id(place): g if owned or create_graph else np.array(g) for place, g, owned in walked}
+    return [reached.get(id(place)) for place in places]
+
+
+def _check_inputs(who: str, inputs: Sequence[Tensor]) -> None:
+    for i, x in enumerate(inputs):
+        if not x.requires_grad:
+            raise AutogradError(f"{who}: inputs[{i}]: got a tensor that does not require grad, expected one that does")
 
 
 def _walk(
-    tensors: Sequence[Tensor], gradients: Sequence[Any], inputs: Sequence[Tensor], retain_graph: bool | None,
+    tensors: Sequence[Tensor], gradients: Sequence[Any], inputs: Sequence[int], retain_graph: bool | None,
     create_graph: bool, beyond: bool = True,
 ) -> list[tuple[Any, Any, bool]]:
-    """Send cotangents back to the leaves, or to `inputs` where given; list (leaf or node, gradient, whether it is ours).
+    """Send cotangents back to the leaves, or to the places with the ids `inputs`, where given; list (leaf or node,
+    gradient, whether it is ours).
 
     An input may lie upstream of another, so the walk goes on beyond the inputs, unless told that none does.
     """
     if len(gradients) != len(tensors):
         raise AutogradError(f"grad_outputs: got {len(gradients)}, expected {len(tensors)}, one for each output")
     retain = create_graph if retain_graph is None else retain_graph
-    targets = {id(_place(x)) for x in inputs}
+    targets = set(inputs)
     table = _Cotangents(create_graph)
     for i, (tensor, gradient) in enumerate(zip(tensors, gradients)):
         table.add(_place(tensor), _first_cotangent(i, tensor, gradient, create_graph), owned=False)
@@ -76,6 +101,8 @@ def _walk(
     while ready:
         place = ready.pop()
         gradient, owned = table.pop(place)
+        if gradient is not None and place._hooks is not None:
+            gradient, owned = run_hooks(place, gradient, tensors[0].wrap), False
         if gradient is not None and (id(place) in targets if inputs else not isinstance(place, Node)):
             results.append((place, gradient, owned))
         parents = [p for p in place.parents if id(p) in waiting] if isinstance(place, Node) else []
@@ -154,7 +181,8 @@ def _through_definition(op: Op, inputs: tuple[Any, ...], options: dict[str, Any]
     wanted = [s for s, a in zip(stops, inputs) if getattr(a, "requires_grad", False)]
     filled = stops + [None] * (len(op.args) - len(stops))
     out = op.definition(*filled, **{**_defaults(op), **options})  # type: ignore[misc]
-    reached = {id(place): g for place, g, _ in _walk([out], [gradient], wanted, True, True, beyond=False)}
+    places = [id(_place(x)) for x in wanted]
+    reached = {id(place): g for place, g, _ in _walk([out], [gradient], places, True, True, beyond=False)}
     return tuple([reached.get(id(s._node)) if getattr(s, "requires_grad", False) else None for s in stops])
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinygrad_llm.autograd.modes import calling_line, is_anomaly_enabled
 from tinygrad_llm.ops import Op, Vjp
+
+if TYPE_CHECKING:
+    from tinygrad_llm.autograd.hooks import Hooks
+
+_NUMBERS = itertools.count()
 
 
 class AutogradError(RuntimeError):
@@ -17,6 +23,10 @@ class AutogradError(RuntimeError):
 
 class AnomalyError(AutogradError):
     """A NaN or an infinity appeared while detect_anomaly() was on."""
+
+
+class WriteError(AutogradError, ValueError):
+    """A write into a tensor that no gradient could follow, or whose memory cannot be written to."""
 
 
 class Version:
@@ -33,9 +43,12 @@ class Node:
 
     It never holds its own output, so that a dropped loss frees its whole graph by reference counting. It holds its
     inputs only where a gradient could depend on them, for create_graph. Shape and dtype are those of the output.
+    A node has a higher number than all that were made before it.
     """
 
-    __slots__ = ("dtype", "given", "inputs", "line", "op", "options", "parents", "saved", "shape", "vjp")
+    __slots__ = ("_hooks", "dtype", "given", "inputs", "line", "number", "op", "options", "parents", "saved", "shape", "vjp")
+
+    _hooks: Hooks | None
 
     def __init__(self, op: Op, vjp: Vjp, args: tuple[Any, ...], options: dict[str, Any], out: Any) -> None:
         self.op = op
@@ -48,6 +61,7 @@ class Node:
         self.saved = _versions(saved, (*args, out))
         self.given = tuple([(a._version, a._version.count) for a in self.inputs or () if hasattr(a, "_version")])
         self.line = calling_line() if is_anomaly_enabled() else None
+        self.number, self._hooks = next(_NUMBERS), None
 
     def __repr__(self) -> str:
         return f"<{self.op.name} {self.shape}>"

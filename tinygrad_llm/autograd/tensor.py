@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinygrad_llm.autograd.backward import backward
-from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node, Version, root
+from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node, Version, WriteError, root
+from tinygrad_llm.autograd.hooks import Hooks, RemovableHandle, hooks_of
 from tinygrad_llm.autograd.modes import calling_line, is_anomaly_enabled, is_grad_enabled
+from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import Op, ShapeError
 
 
@@ -21,13 +24,15 @@ class Tensor:
     (`x + y`, `x.sum(dim)`) are the public functions of `tinygrad_llm.functions`, installed there by name.
     """
 
-    __slots__ = ("__weakref__", "_array", "_node", "_requires_grad", "_version", "grad")
+    __slots__ = ("__weakref__", "_alias", "_array", "_hooks", "_node", "_requires_grad", "_version", "grad")
     __hash__ = object.__hash__
 
     _array: np.ndarray
     _node: Node | None
     _requires_grad: bool
     _version: Version
+    _alias: Any  # of a view: its View; of what has views: the set of them; else None
+    _hooks: Hooks | None
     grad: Tensor | None
 
     if TYPE_CHECKING:  # what tinygrad_llm.functions installs
@@ -47,15 +52,18 @@ class Tensor:
         def __neg__(self) -> Tensor: ...
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None) -> None:
-        self._array = as_array(data, dtype)
-        self._node, self._requires_grad, self._version, self.grad = None, False, Version(), None
+        self._begin(as_array(data, dtype))
         self.requires_grad_(requires_grad)
+
+    def _begin(self, array: np.ndarray) -> None:
+        self._array, self._node, self._requires_grad, self._version, self.grad = array, None, False, Version(), None
+        self._alias = self._hooks = None
 
     @classmethod
     def from_array(cls, array: np.ndarray) -> Tensor:
         """Wrap an array without copying it: torch.from_numpy."""
         self = object.__new__(cls)
-        self._array, self._node, self._requires_grad, self._version, self.grad = array, None, False, Version(), None
+        self._begin(array)
         return self
 
     @staticmethod
@@ -171,6 +179,9 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if not self.ndim else self, spec) if spec else str(self)
+
     def __contains__(self, value: Any) -> bool:
         return bool((self._array == np.asarray(value)).any())
 
@@ -188,45 +199,64 @@ class Tensor:
         out.grad = copy.deepcopy(self.grad, memo)
         return out
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._node is not None:
+            raise AutogradError("pickle: got the result of an op, expected a leaf; use detach() first")
+        return _unpickled, (self.__class__, np.ascontiguousarray(self._array).reshape(self.shape), self._requires_grad)
+
     # Differentiation -------------------------------------------------------------------------------------------------
 
-    def backward(self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False) -> None:
+    def backward(
+        self, gradient: Any = None, retain_graph: bool | None = None, create_graph: bool = False,
+        inputs: Tensor | Sequence[Tensor] | None = None,
+    ) -> None:
         """Add the gradient of ⟨gradient, self⟩ to `.grad` of every leaf that self depends on.
 
         gradient      cotangent of self's shape and dtype; None means 1 and is allowed for one element only
         retain_graph  keep the graph for another backward; by default it is let go (and kept if create_graph)
         create_graph  make the gradients part of a graph, so that they can be differentiated again
+        inputs        the tensors, leaves or not, whose `.grad` is added to; None means every leaf
 
         Errors: AutogradError where self does not require grad, where the graph was used before, or where a tensor
         that it needs was written to.
         """
-        backward([self], [gradient], retain_graph, create_graph)
+        backward([self], [gradient], retain_graph, create_graph, inputs)
 
-    # Writing ---------------------------------------------------------------------------------------------------------
+    def register_hook(self, hook: Callable[[Tensor], Any]) -> RemovableHandle:
+        """Call hook(gradient) whenever backward has this tensor's whole gradient; what it returns replaces the gradient.
 
-    def __setitem__(self, index: Any, value: Any) -> None:
-        index = unwrap_index(index)
-        self._write(lambda a: a.__setitem__(index, np.asarray(value, dtype=a.dtype)), value)
+        Hooks run in order of registration, before `.grad` is set or the gradient travels on, and must not write into what
+        they are given. After an in-place write, earlier hooks still see the gradient of the old values, as in torch.
+        Returns a handle with `remove()`. Errors: AutogradError where the tensor does not require grad.
+        """
+        if not self._requires_grad:
+            raise AutogradError("register_hook: got a tensor that does not require grad, expected one that does")
+        return RemovableHandle(hooks_of(self._node or self).calls, hook)
 
-    def copy_(self, source: Any) -> Tensor:
-        """Write the values of source, broadcast and cast, into this tensor."""
-        return self._write(lambda a: np.copyto(a, np.asarray(source), casting="same_kind"), source)
+    def retain_grad(self) -> None:
+        """Let the result of an op have `.grad` too, after its hooks; a leaf has it anyway."""
+        if not self._requires_grad:
+            raise AutogradError("retain_grad: got a tensor that does not require grad, expected one that does")
+        if self._node is not None:
+            hooks_of(self._node).keeper = weakref.ref(self)
 
-    def zero_(self) -> Tensor:
-        """Write zeros."""
-        return self._write(lambda a: a.fill(0))
+    @property
+    def retains_grad(self) -> bool:
+        """Whether backward sets `.grad` of this result of an op."""
+        hooks = self._node._hooks if self._node else None
+        return hooks is not None and hooks.keeper is not None
 
-    def fill_(self, value: float) -> Tensor:
-        """Write one value everywhere."""
-        return self._write(lambda a: a.fill(value))
+    # Views and writing (the methods that write are installed by tinygrad_llm.autograd.writes) --------------------------
 
-    def _write(self, write: Callable[[np.ndarray], Any], value: Any = None) -> Tensor:
-        """Write in place and say so to every graph that still needs the old values."""
-        if isinstance(value, Tensor) and value._requires_grad and is_grad_enabled():
-            raise AutogradError("in-place write: got a value that requires grad, which would be lost; expected no_grad(), a "
-                                "detached value, or cat, stack or where to build the tensor from parts")
+    @property
+    def _base(self) -> Tensor | None:
+        """The tensor whose memory this one shows; None where the memory is its own."""
+        return self._alias.base if isinstance(self._alias, View) else None
+
+    def _write(self, write: Callable[[np.ndarray], Any]) -> Tensor:
+        """Write into the array, outside of every graph, and say so to each that still needs the old values."""
         if self._requires_grad and is_grad_enabled():
-            raise AutogradError("in-place write: got a tensor that requires grad, expected no_grad() or a detached tensor")
+            raise WriteError("in-place write: got a tensor that requires grad, expected no_grad() or a detached tensor")
         write(self._array)
         self._version.count += 1
         return self
@@ -258,7 +288,7 @@ def apply(op: Op, *args: Any, **options: Any) -> Tensor:
     out = np.asarray(out)
     result = Tensor.from_array(out)
     if out.base is not None:
-        _share_version(result, args)
+        _note_view(result, op, args, options)
     if is_grad_enabled() and out.dtype.kind == "f" and any(isinstance(a, Tensor) and a._requires_grad for a in args):
         result._node, result._requires_grad = Node(op, vjp, args, options, result), True
     if is_anomaly_enabled() and out.dtype.kind == "f" and not np.isfinite(out).all():
@@ -266,12 +296,19 @@ def apply(op: Op, *args: Any, **options: Any) -> Tensor:
     return result
 
 
-def _share_version(result: Tensor, args: tuple[Any, ...]) -> None:
-    """A view shares the version of what it views."""
+def _unpickled(kind: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
+    return kind.from_array(array).requires_grad_(requires_grad)
+
+
+def _note_view(result: Tensor, op: Op, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """A view shares the version of what it views, and knows how it was made of it, so that writes can follow."""
     memory = root(result._array)
     for a in args:
         if isinstance(a, Tensor) and root(a._array) is memory:
             result._version = a._version
+            result._alias = View.of(a, op if len(args) == 1 else None, options)
+            if is_grad_enabled():
+                family(result._alias.base).add(result)
 
 
 NUMPY: dict[Any, Callable[..., Any]] = {}
