@@ -66,19 +66,23 @@ def compare_models(
     targets: Any,
     state: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
+    known: dict[str, Any] | None = None,
 ) -> list[Comparison]:
     """Logits, loss and every parameter gradient of our model against torch's: float64, and float32 judged by float64.
 
     make_ours(dtype) returns our model of this config in np.float32 or np.float64, with torch's interface:
     load_state_dict, eval, __call__, loss, named_parameters, .grad. Every model gets the same weights, state or
     random_state(config, seed), and no dropout. The gradient of attn.qkv_proj.bias is three rows, since the key's is
-    exactly zero: a key bias adds the same number to all scores of a query, which softmax does not see.
+    exactly zero: a key bias adds the same number to all scores of a query, which softmax does not see. What torch's
+    models gave is put into known, and taken from there by a later call with the same config, batch and weights.
 
     Raises ValueError where the two models' parameters have different names.
     """
     weights = random_state(config, seed) if state is None else state
-    truth = _results(_torch_model(config, weights, "float64"), ids, targets)
-    theirs = _results(_torch_model(config, weights, "float32"), ids, targets)
+    known = {} if known is None else known
+    for dtype in () if known else ("float64", "float32"):
+        known[dtype] = _results(_torch_model(config, weights, dtype), ids, targets)
+    truth, theirs = known["float64"], known["float32"]
     ours64 = _results(_our_model(make_ours, weights, "float64"), ids, targets)
     ours32 = _results(_our_model(make_ours, weights, "float32"), ids, targets)
     _check_names(ours64, truth)
@@ -113,6 +117,7 @@ def compare_training(
     settings: Mapping[str, Any] | None = None,
     state: Mapping[str, np.ndarray] | None = None,
     seed: int = 0,
+    known: dict[str, Any] | None = None,
 ) -> TrainingComparison:
     """An AdamW step per (ids, targets) of batches, ours beside torch's from the same weights: losses, final weights.
 
@@ -134,16 +139,20 @@ def compare_training(
 
     That holds for a model that trains. From weights at which every p is 0 or 1 the first gradients are noise in either
     dtype, and Adam makes whole steps of them: torch float32 was then seen to leave torch float64 by 5 % of the loss.
+
+    known is filled and used as in compare_models.
     """
     chosen = {"lr": 1e-3, "eps": 1e-8, **(settings or {})}
     weights = random_state(config, seed) if state is None else state
-    runs = {}
+    runs, known = {}, {} if known is None else known
     for dtype in ("float64", "float32"):
-        ours, theirs = _our_model(make_ours, weights, dtype), _torch_model(config, weights, dtype)
+        ours = _our_model(make_ours, weights, dtype)
         parameters = [parameter for _, parameter in ours.named_parameters()]
         runs[f"ours {dtype}"] = _train(ours, make_optimizer(parameters, **chosen), batches, chosen)
-        optimizer = torch.optim.AdamW(theirs.parameters(), **chosen)
-        runs[f"torch {dtype}"] = _train(theirs, optimizer, batches, chosen)
+        if dtype not in known:
+            theirs = _torch_model(config, weights, dtype)
+            known[dtype] = _train(theirs, torch.optim.AdamW(theirs.parameters(), **chosen), batches, chosen)
+        runs[f"torch {dtype}"] = known[dtype]
     rows = [*_loss_rows(runs), *_weight_rows(runs, weights, 2 * chosen["lr"] * len(batches))]
     return TrainingComparison({name: run.losses for name, run in runs.items()}, rows)
 

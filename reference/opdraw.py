@@ -105,8 +105,8 @@ def run_torch(call: Call, dtype: Any, device: str = "cpu") -> list[np.ndarray]:
 
 
 def _run_torch(call: Call, dtype: Any, device: str) -> list[np.ndarray]:
-    tensors = [None if a is None else torch.tensor(a, device=device) for a in call.inputs(dtype)]
-    wanted = [tensors[i].requires_grad_() for i in call.wrt if tensors[i] is not None]
+    tensors: list[Any] = [None if a is None else torch.tensor(a, device=device) for a in call.inputs(dtype)]
+    wanted = [tensors[i].requires_grad_() for i in call.wrt]
     out = _evaluate(call.op, tensors, call.options, device)
     cotangent = torch.from_numpy(call.cotangent).to(out.dtype).to(device)
     gradients = torch.autograd.grad(out, wanted, cotangent, allow_unused=True) if wanted else ()

@@ -86,7 +86,7 @@ def judge_call(call: Call, dtype: Any, device: str = "cpu") -> list[Comparison]:
     except Exception as error:  # a bug may raise anything; the report must name it and go on
         return [Comparison("output", np.dtype(dtype).name, Verdict.MISMATCH, np.inf, detail=f"raised {error!r}")]
     theirs, truth = run_torch(call, dtype, device), run_torch(call, np.float64)
-    found = [_judge(name, *values, dtype) for name, *values in zip(call.names, ours, theirs, truth)]
+    found = [_judge(name, ours[i], theirs[i], truth[i], dtype) for i, name in enumerate(call.names)]
     return [_excused(row, call, i) if row.verdict == Verdict.WORSE else row for i, row in enumerate(found)]
 
 
