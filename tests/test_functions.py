@@ -13,7 +13,7 @@ from opchecks import judge64
 import tinygrad_llm.functions as F
 from tinygrad_llm.autograd import AutogradError, Tensor, grad, no_grad
 from tinygrad_llm.functions import tensor
-from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError
+from tinygrad_llm.ops import IndexRangeError, ShapeError
 
 
 def shapes(low=0, high=4, least=1, most=3):
@@ -344,9 +344,12 @@ def test_wrong_arguments_are_refused_in_one_line(call):
     assert "\n" not in str(caught.value)
 
 
-def test_cat_refuses_two_dtypes_rather_than_failing_in_backward():
-    with pytest.raises(DtypeError, match=r"^cat: tensors\[1\]: got dtype float64, expected float32"):
-        F.cat([X, X.double()])
+def test_cat_of_two_dtypes_has_the_wider_and_gradients_keep_their_own():
+    x, y = tensor(np.ones(2, np.float32), True), tensor(np.ones(3), True)
+    out = F.cat([x, tensor([1, 2]), F.zeros(0), y])
+    assert out.dtype == np.float64
+    (out * 2).sum().backward()
+    assert (x.grad.dtype, y.grad.dtype) == (np.float32, np.float64)
 
 
 # Random programs ------------------------------------------------------------------------------------------------------

@@ -60,10 +60,23 @@ def exp(x: Any) -> tuple[Any, Vjp]:
     return out, lambda g: (g * out,)
 
 
+@op(x="~B in (-4, 4)", torch="torch.expm1(x)")
+def expm1(x: Any) -> tuple[Any, Vjp]:
+    """eˣ − 1, without the loss of digits near 0.   dx = g · eˣ"""
+    out = np.expm1(x)
+    return out, lambda g: (g * (out + 1),)
+
+
 @op(x="~B in (0.05, 8)", torch="torch.log(x)")
 def log(x: Any) -> tuple[Any, Vjp]:
     """ln x, x > 0.   dx = g / x"""
     return np.log(x), lambda g: (g / x,)
+
+
+@op(x="~B in (-0.9, 8)", torch="torch.log1p(x)")
+def log1p(x: Any) -> tuple[Any, Vjp]:
+    """ln(1 + x), x > −1, without the loss of digits near 0.   dx = g / (1 + x)"""
+    return np.log1p(x), lambda g: (g / (1 + x),)
 
 
 @op(x="~B in (0.05, 8)", torch="torch.sqrt(x)")
@@ -146,6 +159,13 @@ def minimum(x: Any, y: Any) -> tuple[Any, Vjp]:
 def _shares(g: Any, tie: Any, x_loses: Any, y_loses: Any) -> tuple[Any, Any]:
     share = np.where(tie, g / 2, g)  # beside a nan neither loses: both take the gradient, as in torch
     return np.where(x_loses, 0, share), np.where(y_loses, 0, share)
+
+
+@op(x="~B", options={"min": (-1.5, None), "max": (2.0,)}, torch="torch.clamp(x, min, max)")
+def clamp(x: Any, min: float | None = None, max: float | None = None) -> tuple[Any, Vjp]:
+    """min(max(x, min), max).   dx = g where min ≤ x ≤ max, the bounds included, as in torch"""
+    inside = (x >= (-np.inf if min is None else min)) & (x <= (np.inf if max is None else max))
+    return np.clip(x, min, max), lambda g: (g * inside,)
 
 
 @op(condition="~B bool", x="~B", y="~B", torch="torch.where(condition, x, y)")

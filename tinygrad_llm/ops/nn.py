@@ -66,6 +66,29 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> tuple[Any, 
     return out if bias is None else out + bias, vjp
 
 
+def _rms_norm(x: Any, weight: Any, eps: float) -> Any:
+    out = x / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps)
+    return out if weight is None else out * weight
+
+
+@op(x="*B N>0", weight="?N", options={"eps": (1e-5, 1e-3)}, definition=_rms_norm,
+    torch="F.rms_norm(x, x.shape[-1:], weight, eps)")
+def rms_norm(x: Any, weight: Any, eps: float = 1e-5) -> tuple[Any, Vjp]:
+    """weight · x̂,  x̂ = x / √(E[x²] + eps).   Zhang & Sennrich 2019, arXiv:1910.07467
+
+    With ĝ = g · weight:   dx = (ĝ − x̂ · mean(ĝ x̂)) / √(E[x²] + eps),  dweight = Σ g x̂
+    """
+    scale = 1 / np.sqrt(np.mean(x * x, -1, keepdims=True) + eps)
+    normal = x * scale
+
+    def vjp(g: Any) -> tuple[Any, ...]:
+        gw = g if weight is None else g * weight
+        dx = scale * (gw - normal * np.mean(gw * normal, -1, keepdims=True))
+        return dx, None if weight is None else total(g * normal, tuple(range(g.ndim - 1)))
+
+    return normal if weight is None else normal * weight, vjp
+
+
 @op(weight="V D", ids="*B int < V", torch="F.embedding(ids, weight)")
 def embedding(weight: Any, ids: Any) -> tuple[Any, Vjp]:
     """Row ids[...] of weight for each id.   dweight = Σ of the g of all places where the row was taken"""

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.ops.declare import Vjp, op
+from tinygrad_llm.ops.declare import Vjp, compute, op
 from tinygrad_llm.ops.errors import IndexRangeError
+from tinygrad_llm.ops.shape import flipped
 from tinygrad_llm.ops.sums import total
 
 Dims = int | tuple[int, ...] | None
@@ -54,17 +55,41 @@ def mean(x: Any, dim: Dims = None, keepdim: bool = False) -> tuple[Any, Vjp]:
 @op(x="*A e.g. M N K distinct", options=_DIMS, torch="torch.amax(x, () if dim is None else dim, keepdim)")
 def amax(x: Any, dim: Dims = None, keepdim: bool = False) -> tuple[Any, Vjp]:
     """max x over dim.   dx = g at the largest, shared equally among ties, as in torch.amax"""
-    axes = axes_of("amax", x, dim)
+    return _extreme("amax", np.max, x, dim, keepdim)
+
+
+@op(x="*A e.g. M N K distinct", options=_DIMS, torch="torch.amin(x, () if dim is None else dim, keepdim)")
+def amin(x: Any, dim: Dims = None, keepdim: bool = False) -> tuple[Any, Vjp]:
+    """min x over dim.   dx = g at the smallest, shared equally among ties, as in torch.amin"""
+    return _extreme("amin", np.min, x, dim, keepdim)
+
+
+def _extreme(name: str, find: Any, x: Any, dim: Dims, keepdim: bool) -> tuple[Any, Vjp]:
+    axes = axes_of(name, x, dim)
     if any(x.shape[i] == 0 for i in axes):
-        raise ValueError(f"amax: input: got shape {x.shape}, expected at least one element along dim {dim}")
+        raise ValueError(f"{name}: input: got shape {x.shape}, expected at least one element along dim {dim}")
     kept = _kept(x, axes)
-    largest = np.max(x, axes, keepdims=True)
-    here = x == largest
+    found = find(x, axes, keepdims=True)
+    here = x == found
 
     def vjp(g: Any) -> tuple[Any]:
         return (np.where(here, g.reshape(kept) / np.sum(here, axis=axes, keepdims=True, dtype=g.dtype), 0),)
 
-    return largest if keepdim else largest.reshape(tuple(n for i, n in enumerate(x.shape) if i not in axes)), vjp
+    return found if keepdim else found.reshape(tuple(n for i, n in enumerate(x.shape) if i not in axes)), vjp
+
+
+@op(x="*A e.g. M N K", options={"dim": (0, 1, -1)}, torch="torch.cumsum(x, dim)")
+def cumsum(x: Any, dim: int) -> tuple[Any, Vjp]:
+    """yᵢ = Σ x₀ … xᵢ along dim, added up in float64 as in torch.   dxᵢ = Σ gᵢ … gₙ, the same from the other end"""
+    axis = axes_of("cumsum", x, dim)
+    return _cumsum(x, axis), lambda g: (flipped(_cumsum(flipped(g, axis), axis), axis),)
+
+
+def _cumsum(x: Any, axis: tuple[int, ...]) -> Any:
+    if hasattr(x, "__apply_op__"):
+        return compute(cumsum, x, dim=axis[0] if axis else 0)
+    wide = np.result_type(x.dtype, np.float64) if x.dtype.kind in "fc" else x.dtype
+    return np.cumsum(x, axis[0], dtype=wide).astype(x.dtype) if axis else x + 0
 
 
 @op(x="*A e.g. M N K", options=_DIMS, torch="torch.logsumexp(x, (0, 1, 2) if dim is None else dim, keepdim)")
@@ -77,4 +102,8 @@ def logsumexp(x: Any, dim: Dims = None, keepdim: bool = False) -> tuple[Any, Vjp
     with np.errstate(divide="ignore"):  # ln Σ over nothing is −∞
         out = shift + np.log(total(np.exp(x - shift), axes, keepdims=True))
     shape = kept if keepdim else tuple(n for i, n in enumerate(x.shape) if i not in axes)
-    return out.reshape(shape), lambda g: (g.reshape(kept) * np.exp(x - out),)
+
+    def vjp(g: Any) -> tuple[Any]:
+        return (g.reshape(kept) * np.exp(x - np.where(out == -np.inf, 0, out)),)  # e^−∞ = 0 where all are −∞, as in torch
+
+    return out.reshape(shape), vjp

@@ -45,6 +45,17 @@ def broadcast_to(x: Any, shape: Shape) -> tuple[Any, Vjp]:
     return out, lambda g: (total(g, repeated).reshape(from_shape) if repeated else g,)
 
 
+@op(x="*A e.g. M N K", options={"dims": ((0,), (1, -1), ())}, torch="torch.flip(x, dims)")
+def flip(x: Any, dims: Shape) -> tuple[Any, Vjp]:
+    """The elements in reverse order along dims, in new memory.   dx = g, reversed"""
+    return flipped(x, dims), lambda g: (flipped(g, dims),)
+
+
+def flipped(x: Any, dims: Shape) -> Any:
+    """flip inside another op's body, on arrays and on what records."""
+    return compute(flip, x, dims=dims) if hasattr(x, "__apply_op__") else np.copy(np.flip(x, dims), order="C")
+
+
 @op(tensors=("M N K", "M L K", "M 1 K"), options={"dim": (1, -2)}, torch="torch.cat(tensors, dim)")
 def cat(*tensors: Any, dim: int = 0) -> tuple[Any, Vjp]:
     """The tensors one after another along dim.   dtensorᵢ = its slice of g"""

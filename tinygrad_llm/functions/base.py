@@ -1,0 +1,196 @@
+"""What all functions share: operands, torch's promotion of dtypes, and the two spellings of axes."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tinygrad_llm.autograd import Tensor, apply, as_array, is_grad_enabled
+from tinygrad_llm.ops import DtypeError, Op, elementwise
+from tinygrad_llm.ops.reduce import axes_of
+
+Dim = int | tuple[int, ...] | None
+F = TypeVar("F", bound=Callable[..., Any])
+
+_SPELLINGS = {"axis": "dim", "keepdims": "keepdim"}
+
+
+def spelled(function: F) -> F:
+    """The function, with `axis` and `keepdims` taken for dim and keepdim, as torch takes them."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        if options:
+            options = {_SPELLINGS.get(name, name): value for name, value in options.items()}
+        return function(*args, **options)
+
+    return call  # type: ignore[return-value]
+
+
+def as_operand(value: Any) -> Any:
+    """What apply takes: tensors, arrays, Python numbers, and NumPy's scalars as such; lists become constant tensors."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Tensor | np.ndarray | int | float) or value is None:
+        return value
+    return as_tensor(value)
+
+
+def as_tensor(value: Any) -> Any:
+    """A tensor or an array as it is; anything else as a constant tensor, a float as float32.
+
+    Errors: TypeError for a sequence of tensors (such as max(dim) returns), whose gradients would be lost.
+    """
+    if isinstance(value, Tensor | np.ndarray):
+        return value
+    if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value):
+        raise TypeError(f"operand: got a {type(value).__name__} of tensors, expected one tensor; stack() makes one of several")
+    return Tensor.from_array(as_array(value))
+
+
+def to(input: Any, dtype: Any) -> Tensor:
+    """input in another dtype; a gradient comes back in input's own."""
+    dtype = np.dtype(dtype)
+    if dtype == input.dtype:
+        return input
+    if dtype.kind != "f" or input.dtype.kind != "f" or not (getattr(input, "requires_grad", False) and is_grad_enabled()):
+        return Tensor.from_array(np.asarray(input).astype(dtype))
+    return apply(elementwise.cast, input, dtype=dtype)
+
+
+# Dtypes ------------------------------------------------------------------------------------------------------------------
+
+
+def result_type(*operands: Any) -> np.dtype:
+    """torch.result_type: floats beat integers beat booleans; within a kind, tensors with axes beat 0-d ones beat numbers."""
+    ranks: list[np.dtype | None] = [None, None, None]
+    for a in operands:
+        rank = (0 if a.ndim else 1) if hasattr(a, "ndim") else 2
+        ranks[rank] = _wider(ranks[rank], a.dtype if rank < 2 else _number_dtype(a))
+    found = _beats(ranks[0], _beats(ranks[1], ranks[2]))
+    assert found is not None
+    return found
+
+
+def _number_dtype(number: Any) -> np.dtype:
+    return np.dtype(np.bool_ if isinstance(number, bool) else np.int64 if isinstance(number, int) else np.float32)
+
+
+def _wider(a: np.dtype | None, b: np.dtype | None) -> np.dtype | None:
+    """The dtype that holds both; unlike NumPy's, a float beside an integer stays what it is."""
+    if a is None or b is None:
+        return b if a is None else a
+    if (a.kind == "f") != (b.kind == "f"):
+        return a if a.kind == "f" else b
+    return np.promote_types(a, b)
+
+
+def _beats(strong: np.dtype | None, weak: np.dtype | None) -> np.dtype | None:
+    if strong is None or weak is None:
+        return weak if strong is None else strong
+    if strong.kind == "f":
+        return strong
+    return _wider(strong, weak) if strong.kind == "b" or weak.kind == "f" else strong
+
+
+def promoted(*operands: Any) -> list[Any]:
+    """The operands in their result type; Python numbers stay as they are, unless there is nothing else."""
+    dtypes = {a.dtype for a in operands if hasattr(a, "dtype")}
+    if len(dtypes) == 1 and next(iter(dtypes)).kind == "f":
+        return list(operands)
+    dtype = result_type(*operands)
+    if not dtypes:
+        return [Tensor.from_array(np.asarray(a, dtype)) for a in operands]
+    return [to(a, dtype) if hasattr(a, "dtype") else a for a in operands]
+
+
+def floating(input: Any) -> Any:
+    """An operand of a function of real numbers: integers and booleans as float32, as in torch."""
+    x = input if isinstance(input, Tensor | np.ndarray) else as_tensor(input)
+    return x if x.dtype.kind == "f" else to(x, np.float32)
+
+
+def only_floats(name: str, input: Any) -> Any:
+    """An operand, or DtypeError where it is not floating: torch refuses the mean of integers."""
+    x = as_tensor(input)
+    if x.dtype.kind != "f":
+        raise DtypeError(f"{name}: input: got dtype {x.dtype}, expected a floating dtype")
+    return x
+
+
+def summable(input: Any, dtype: Any = None) -> Any:
+    """An operand of a sum: integers and booleans are added as int64, as in torch, unless a dtype is asked for."""
+    x = as_tensor(input)
+    if dtype is None and x.dtype.kind in "biu":
+        dtype = np.int64
+    return x if dtype is None else to(x, dtype)
+
+
+# Ops as functions --------------------------------------------------------------------------------------------------------
+
+
+def lift(op: Op) -> Callable[..., Tensor]:
+    """An op as a function of tensors: `lift(op)(x, y, option=...)`."""
+
+    def function(*args: Any, **options: Any) -> Tensor:
+        return apply(op, *_promoted_floats([as_operand(a) for a in args]), **options)
+
+    return _named(function, op)
+
+
+def _promoted_floats(operands: list[Any]) -> list[Any]:
+    """The operands with integers in the dtype of the floats beside them, or float32: what an op of any kind can take."""
+    kinds = {a.dtype.kind for a in operands if hasattr(a, "dtype")}
+    if not kinds & {"i", "u"}:
+        return operands
+    floats = [a for a in operands if hasattr(a, "dtype") and a.dtype.kind == "f"]
+    dtype = result_type(*floats) if floats else np.dtype(np.float32)
+    return [to(a, dtype) if hasattr(a, "dtype") and a.dtype.kind in "iu" else a for a in operands]
+
+
+def unary(op: Op, real: bool = False) -> Callable[[Any], Tensor]:
+    """An op of one operand as a function; `real` makes float32 of integers."""
+
+    def function(input: Any) -> Tensor:
+        return apply(op, floating(input) if real else as_tensor(input))
+
+    return _named(function, op)
+
+
+def binary(op: Op) -> Callable[[Any, Any], Tensor]:
+    """An op of two operands that broadcast as a function, with torch's promotion."""
+
+    def function(input: Any, other: Any) -> Tensor:
+        return apply(op, *promoted(as_operand(input), as_operand(other)))
+
+    return _named(function, op)
+
+
+def _named(function: F, op: Op) -> F:
+    function.__name__ = function.__qualname__ = op.name
+    function.__doc__ = op.__doc__
+    return function
+
+
+# Axes --------------------------------------------------------------------------------------------------------------------
+
+
+def axis_of(name: str, input: Any, dim: int) -> int:
+    """`dim` as an axis in [0, input.ndim); 0 for 0-d. Errors: IndexRangeError where out of range, TypeError for no integer."""
+    axes = axes_of(name, input, operator.index(dim))
+    return axes[0] if axes else 0
+
+
+def as_dims(dim: Any) -> Any:
+    """A list of dims as a tuple."""
+    return tuple(dim) if isinstance(dim, list) else dim
+
+
+def sizes_of(size: Iterable[Any]) -> tuple[int, ...]:
+    """f(2, 3), f((2, 3)) and f([2, 3]) mean the same."""
+    size = tuple(size)
+    return tuple(size[0]) if len(size) == 1 and isinstance(size[0], tuple | list) else size

@@ -1,0 +1,113 @@
+"""Functions of each element by itself; two operands broadcast and are promoted as in torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm.autograd import Tensor, apply
+from tinygrad_llm.functions.base import as_operand, as_tensor, binary, floating, promoted, result_type, to, unary
+from tinygrad_llm.ops import DtypeError, elementwise, reduce, shape
+
+neg, square, abs, relu = unary(elementwise.neg), unary(elementwise.square), unary(elementwise.abs), unary(elementwise.relu)
+exp, expm1 = unary(elementwise.exp, real=True), unary(elementwise.expm1, real=True)
+log, log1p = unary(elementwise.log, real=True), unary(elementwise.log1p, real=True)
+sqrt, tanh = unary(elementwise.sqrt, real=True), unary(elementwise.tanh, real=True)
+sin, cos = unary(elementwise.sin, real=True), unary(elementwise.cos, real=True)
+sigmoid, erf = unary(elementwise.sigmoid, real=True), unary(elementwise.erf, real=True)
+
+mul, maximum, minimum = binary(elementwise.mul), binary(elementwise.maximum), binary(elementwise.minimum)
+_add, _sub, _div, _pow = (
+    binary(elementwise.add), binary(elementwise.sub), binary(elementwise.div), binary(elementwise.pow)
+)
+
+
+def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    """input + alpha · other."""
+    return _add(input, other if alpha == 1 else mul(other, alpha))
+
+
+def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
+    """input − alpha · other. Errors: DtypeError for two tensors of booleans."""
+    x, y = as_operand(input), as_operand(other)
+    if getattr(x, "dtype", None) == np.bool_ == getattr(y, "dtype", None):
+        raise DtypeError("sub: input: got two tensors of booleans, expected numbers (or x ^ y)")
+    return _sub(x, y if alpha == 1 else mul(y, alpha))
+
+
+def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    """input / other; integers give float32. rounding_mode "floor" or "trunc" rounds, and lets no gradient through."""
+    x, y = promoted(as_operand(input), as_operand(other))
+    if rounding_mode is None:
+        return _div(*[to(a, np.float32) if hasattr(a, "dtype") and a.dtype.kind != "f" else a for a in (x, y)])
+    if rounding_mode not in ("floor", "trunc"):
+        raise ValueError(f"div: rounding_mode: got {rounding_mode!r}, expected None, 'floor' or 'trunc'")
+    a, b = [np.asarray(v, result_type(x, y)) for v in (x, y)]
+    if rounding_mode == "floor":
+        return _flat(np.floor_divide(a, b), x, y)
+    return _flat(np.trunc(a / b) if a.dtype.kind == "f" else np.abs(a) // np.abs(b) * np.sign(a) * np.sign(b), x, y)
+
+
+def pow(input: Any, exponent: Any) -> Tensor:
+    """input to the power of exponent. Errors: ValueError for integers to negative powers, which are no integers."""
+    x, y = as_operand(input), as_operand(exponent)
+    if result_type(x, y).kind in "iu" and np.any(np.asarray(y) < 0):
+        raise ValueError("pow: exponent: got a negative integer for integers, expected a floating dtype")
+    return _pow(x, y)
+
+
+def reciprocal(input: Any) -> Tensor:
+    """1 / x.   dx = −g / x²"""
+    return _div(1.0, floating(input))
+
+
+def rsqrt(input: Any) -> Tensor:
+    """1 / √x.   dx = −g / (2 x √x)"""
+    return _div(1.0, sqrt(input))
+
+
+def sign(input: Any) -> Tensor:
+    """−1, 0 or 1. The gradient is zero everywhere."""
+    x = as_tensor(input)
+    return _flat(np.asarray(x) if x.dtype == np.bool_ else np.sign(np.asarray(x)), x)
+
+
+def _flat(values: Any, *inputs: Any) -> Tensor:
+    """The values as a function of the inputs whose gradient is zero: to add the sum of none of x changes nothing."""
+    out = Tensor.from_array(np.asarray(values))
+    for x in inputs:
+        if getattr(x, "requires_grad", False):
+            nothing = apply(shape.getitem, apply(shape.reshape, x, shape=(-1,)), index=slice(0, 0))
+            out = apply(elementwise.add, out, apply(reduce.sum, nothing))
+    return out
+
+
+def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
+    """min(max(x, min), max); bounds are numbers, or tensors that broadcast.   dx = g where min ≤ x ≤ max, as in torch"""
+    if min is None and max is None:
+        raise ValueError("clamp: got neither min nor max, expected at least one of them")
+    x, low, high = as_operand(input), as_operand(min), as_operand(max)
+    if hasattr(low, "dtype") or hasattr(high, "dtype"):
+        x = x if low is None else where(np.asarray(x) < np.asarray(low), low, x)
+        return x if high is None else where(np.asarray(x) > np.asarray(high), high, x)
+    x = as_tensor(x)
+    return apply(elementwise.clamp, to(x, result_type(*[a for a in (x, low, high) if a is not None])), min=low, max=high)
+
+
+def where(condition: Any, input: Any = None, other: Any = None) -> Any:
+    """input where condition holds, else other; all three broadcast. With condition alone: the indices where it holds."""
+    if input is None and other is None:
+        return tuple(Tensor.from_array(i) for i in np.nonzero(np.atleast_1d(np.asarray(condition))))
+    mask = condition if getattr(condition, "dtype", None) == np.bool_ else np.asarray(condition, dtype=bool)
+    return apply(elementwise.where, mask, *promoted(as_operand(input), as_operand(other)))
+
+
+def masked_fill(input: Any, mask: Any, value: Any) -> Tensor:
+    """input with value, a number or a 0-d tensor, wherever mask is True; the dtype stays input's."""
+    x, fill = as_tensor(input), as_operand(value)
+    if np.ndim(fill):
+        raise ValueError(f"masked_fill: value: got shape {np.shape(fill)}, expected a number or a 0-d tensor")
+    if x.dtype.kind != "f" and result_type(x, fill).kind == "f":
+        raise DtypeError(f"masked_fill: value: got {value!r}, expected an integer for dtype {x.dtype}")
+    return where(mask, to(fill, x.dtype) if hasattr(fill, "dtype") else fill, x)

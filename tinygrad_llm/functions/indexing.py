@@ -1,0 +1,133 @@
+"""Elements taken from, and written to, places that integers name. Nothing is written to in place: the result is new."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm.autograd import Tensor, apply, unwrap_index
+from tinygrad_llm.functions.base import as_tensor, axis_of, spelled
+from tinygrad_llm.functions.elementwise import add, mul, where
+from tinygrad_llm.functions.shapes import broadcast_to, getitem, reshape
+from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, shape
+
+
+@spelled
+def gather(input: Any, dim: int, index: Any) -> Tensor:
+    """out[i, j, k] = input[i, index[i, j, k], k] for dim 1; index may be smaller than input along the other axes."""
+    return getitem(input, _mesh("gather", input, dim, index))
+
+
+@spelled
+def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
+    """gather, where input and indices broadcast along the other axes; without dim, of both flattened."""
+    i = np.asarray(indices)
+    if dim is None:
+        return gather(reshape(input, -1), 0, i.reshape(-1))
+    if i.ndim != input.ndim:
+        raise ShapeError(f"take_along_dim: indices: got shape {i.shape}, expected {input.ndim} axes as of input {input.shape}")
+    axis = axis_of("take_along_dim", input, dim)
+    others = np.broadcast_shapes(*[(*size[:axis], 1, *size[axis + 1 :]) for size in (input.shape, i.shape)])
+    wide, taken = [(*others[:axis], *size[axis : axis + 1], *others[axis + 1 :]) for size in (input.shape, i.shape)]
+    return gather(input if input.shape == wide else broadcast_to(input, wide), axis, np.broadcast_to(i, taken))
+
+
+@spelled
+def index_select(input: Any, dim: int, index: Any) -> Tensor:
+    """The slices of input at the places index [n] along dim."""
+    axis, i = axis_of("index_select", input, dim), _index_vector("index_select", input, dim, index)
+    return getitem(input, (slice(None),) * axis + (i,)) if input.ndim else broadcast_to(input, ())
+
+
+@spelled
+def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1) -> Tensor:
+    """input with alpha · source[..., k, ...] added at place index[k] along dim; repeated places add up."""
+    axis, i = axis_of("index_add", input, dim), _index_vector("index_add", input, dim, index)
+    expected = (*input.shape[:axis], i.size, *input.shape[axis + 1 :])
+    values = _like("index_add", "source", input, source)
+    if values.shape != expected:
+        raise ShapeError(f"index_add: source: got shape {values.shape}, expected {expected}")
+    return add(input, _placed(values if alpha == 1 else mul(values, alpha), (slice(None),) * axis + (i,), input.shape))
+
+
+@spelled
+def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
+    """input with src[i, j, k] added at [i, index[i, j, k], k] for dim 1; repeated places add up."""
+    places = _mesh("scatter_add", input, dim, index)
+    values, size = _like("scatter_add", "src", input, src), np.shape(index)
+    if values.ndim != len(size) or any(n < m for n, m in zip(values.shape, size)):
+        raise ShapeError(f"scatter_add: src: got shape {values.shape}, expected at least that of index, {size}")
+    if values.shape != size:
+        values = getitem(values, tuple(slice(0, n) for n in size))
+    return add(input, _placed(values, places, input.shape))
+
+
+def index_put(input: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Tensor:
+    """input with values, broadcast to input[indices], in those places; or added there, repeated places adding up.
+
+    Without accumulate the last value of a repeated place stays, and takes the whole gradient.
+    """
+    index = unwrap_index(tuple(indices))
+    places = _positions("index_put", input.shape, index)
+    given = broadcast_to(_like("index_put", "values", input, values), places.shape)
+    if accumulate:
+        return add(input, _placed(given, index, input.shape))
+    last = np.full(int(np.prod(input.shape)), -1)
+    last[places.reshape(-1)] = np.arange(places.size)
+    if not places.size:
+        return add(input, 0)
+    chosen = getitem(reshape(given, -1), np.maximum(last, 0).reshape(input.shape))
+    return where(last.reshape(input.shape) >= 0, chosen, input)
+
+
+def _placed(values: Tensor, index: Any, size: tuple[int, ...]) -> Tensor:
+    """Zeros with values added at index."""
+    return apply(shape.scatter, values, index=index, shape=size)
+
+
+def _positions(name: str, size: tuple[int, ...], index: Any) -> Any:
+    """The place of each element of x[index] in the flattened x of this size."""
+    try:
+        return np.arange(int(np.prod(size))).reshape(size)[index]
+    except IndexError as error:
+        raise IndexRangeError(f"{name}: indices: got {index!r} for shape {size}, expected ones inside: {error}") from None
+
+
+def _like(name: str, argument: str, input: Any, values: Any) -> Any:
+    x = as_tensor(values)
+    if x.dtype != input.dtype:
+        raise DtypeError(f"{name}: {argument}: got dtype {x.dtype}, expected {input.dtype} as of input")
+    return x
+
+
+def _integers(name: str, index: Any) -> Any:
+    i = np.asarray(index)
+    if i.dtype.kind not in "iu" and i.size:
+        raise DtypeError(f"{name}: index: got dtype {i.dtype}, expected integers")
+    return i.astype(np.int64, copy=False)
+
+
+def _in_range(name: str, index: Any, n: int) -> Any:
+    if index.size and (index.min() < 0 or index.max() >= n):
+        bad = index[(index < 0) | (index >= n)].flat[0]
+        raise IndexRangeError(f"{name}: index: got {bad}, expected 0 to {n - 1}")
+    return index
+
+
+def _index_vector(name: str, input: Any, dim: int, index: Any) -> Any:
+    i = _integers(name, index)
+    if i.ndim > 1:
+        raise ShapeError(f"{name}: index: got shape {i.shape}, expected one axis")
+    return _in_range(name, i.reshape(-1), input.shape[axis_of(name, input, dim)] if input.ndim else 1)
+
+
+def _mesh(name: str, input: Any, dim: int, index: Any) -> tuple[Any, ...]:
+    """The index of input that takes index[...] along dim and each element's own place along the other axes."""
+    i, axis = _integers(name, index), axis_of(name, input, dim)
+    if i.ndim != input.ndim or any(n > m for k, (n, m) in enumerate(zip(i.shape, input.shape)) if k != axis):
+        raise ShapeError(f"{name}: index: got shape {i.shape}, expected none longer than {input.shape} but along axis {axis}")
+    _in_range(name, i, input.shape[axis] if input.ndim else 1)
+    own = np.ogrid[tuple(slice(n) for n in i.shape)] if i.ndim else ()
+    return tuple(i if k == axis else own[k] for k in range(i.ndim))

@@ -1,0 +1,79 @@
+"""Two tables: which functions are methods and operators of Tensor, and which NumPy functions they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm.autograd import NUMPY, Tensor, inplace
+from tinygrad_llm.functions import contraction, elementwise, indexing, products, reductions, shapes
+from tinygrad_llm.functions.base import to
+
+e, r, p, s, i = elementwise, reductions, products, shapes, indexing
+
+
+def _reversed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda self, other: function(other, self)
+
+
+def _compare(ufunc: Any) -> Callable[..., Tensor]:
+    return lambda self, other: Tensor.from_array(np.asarray(ufunc(np.asarray(self), np.asarray(other))))
+
+
+METHODS: dict[str, Any] = {
+    "__add__": e.add, "__radd__": _reversed(e.add), "__sub__": e.sub, "__rsub__": _reversed(e.sub), "__mul__": e.mul,
+    "__rmul__": _reversed(e.mul), "__truediv__": e.div, "__rtruediv__": _reversed(e.div), "__pow__": e.pow,
+    "__rpow__": _reversed(e.pow), "__matmul__": p.matmul, "__rmatmul__": _reversed(p.matmul), "__neg__": e.neg,
+    "__abs__": e.abs, "__getitem__": s.getitem,
+    "__eq__": _compare(np.equal), "__ne__": _compare(np.not_equal), "__lt__": _compare(np.less),
+    "__le__": _compare(np.less_equal), "__gt__": _compare(np.greater), "__ge__": _compare(np.greater_equal),
+    "__and__": _compare(np.bitwise_and), "__or__": _compare(np.bitwise_or), "__xor__": _compare(np.bitwise_xor),
+    "__invert__": lambda self: Tensor.from_array(np.asarray(~np.asarray(self))),
+    "T": property(lambda self: s.permute(self, tuple(reversed(range(self.ndim))))),
+    "mT": property(lambda self: s.transpose(self, -1, -2)),
+    "view": s.reshape, "astype": to, "to": to, "size": Tensor.size,
+    "float": lambda self: to(self, np.float32), "double": lambda self: to(self, np.float64),
+    "where": lambda self, condition, other: e.where(condition, self, other),
+}
+for _function in (
+    e.abs, e.add, e.clamp, e.cos, e.div, e.erf, e.exp, e.expm1, e.log, e.log1p, e.masked_fill, e.maximum, e.minimum,
+    e.mul, e.neg, e.pow, e.reciprocal, e.relu, e.rsqrt, e.sigmoid, e.sign, e.sin, e.sqrt, e.square, e.sub, e.tanh,
+    r.amax, r.amin, r.argmax, r.cumsum, r.log_softmax, r.logsumexp, r.max, r.mean, r.min, r.norm, r.prod, r.softmax,
+    r.std, r.sum, r.var, p.addmm, p.baddbmm, p.bmm, p.dot, p.matmul, p.mm, p.mv, p.outer, s.broadcast_to, s.chunk,
+    s.diagonal, s.expand, s.flatten, s.flip, s.movedim, s.narrow, s.permute, s.repeat, s.reshape, s.roll, s.select,
+    s.split, s.squeeze, s.swapaxes, s.t, s.tile, s.transpose, s.tril, s.triu, s.unbind, s.unsqueeze, i.gather,
+    i.index_add, i.index_put, i.index_select, i.scatter_add, i.take_along_dim,
+):
+    METHODS[_function.__name__] = _function
+_INPLACE = (  # `add_` and so on, where there is an `add`
+    "abs", "add", "addmm", "baddbmm", "clamp", "cos", "cumsum", "div", "erf", "exp", "expm1", "index_add", "index_put", "log",
+    "log1p", "masked_fill", "mul", "neg", "pow", "reciprocal", "relu", "rsqrt", "scatter_add", "sigmoid", "sign", "sin", "sqrt",
+    "square", "sub", "tanh", "tril", "triu",
+)
+METHODS |= {f"{name}_": inplace(METHODS[name]) for name in _INPLACE}
+METHODS |= {f"__i{name}__": inplace(METHODS[f"__{name}__"]) for name in (
+    "add", "sub", "mul", "truediv", "pow", "and", "or", "xor",
+)}
+for _name, _method in METHODS.items():
+    setattr(Tensor, _name, _method)
+
+NUMPY.update({
+    np.add: e.add, np.subtract: e.sub, np.multiply: e.mul, np.true_divide: e.div, np.negative: e.neg, np.exp: e.exp,
+    np.expm1: e.expm1, np.log: e.log, np.log1p: e.log1p, np.sqrt: e.sqrt, np.square: e.square, np.sin: e.sin, np.cos: e.cos,
+    np.tanh: e.tanh, np.abs: e.abs, np.maximum: e.maximum, np.minimum: e.minimum, np.power: e.pow, np.matmul: p.matmul,
+    np.where: e.where, np.stack: s.stack, np.reciprocal: e.reciprocal, np.einsum: contraction.einsum,
+    # NumPy's own arguments, where their order or names differ
+    np.sum: lambda a, axis=None, *, keepdims=False: r.sum(a, axis, keepdims),
+    np.mean: lambda a, axis=None, *, keepdims=False: r.mean(a, axis, keepdims),
+    np.max: lambda a, axis=None, *, keepdims=False: r.amax(a, axis, keepdims),
+    np.amax: lambda a, axis=None, *, keepdims=False: r.amax(a, axis, keepdims),
+    np.reshape: lambda a, shape: s.reshape(a, shape),
+    np.squeeze: lambda a, axis=None: s.squeeze(a, axis),
+    np.expand_dims: lambda a, axis: s.unsqueeze(a, axis),
+    np.swapaxes: lambda a, axis1, axis2: s.transpose(a, axis1, axis2),
+    np.broadcast_to: lambda array, shape: s.broadcast_to(array, shape),
+    np.concatenate: lambda arrays, axis=0: s.cat([s.reshape(a, -1) for a in arrays] if axis is None else arrays, axis or 0),
+    np.transpose: lambda a, axes=None: s.permute(a, tuple(axes) if axes is not None else tuple(reversed(range(a.ndim)))),
+})

@@ -1,0 +1,223 @@
+"""Functions that reduce axes. `dim` is None (all axes), an int or several; `keepdim` keeps reduced axes with size 1."""
+
+from __future__ import annotations
+
+import builtins
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tinygrad_llm.autograd import Tensor, apply
+from tinygrad_llm.functions.base import (
+    Dim,
+    as_dims,
+    as_operand,
+    as_tensor,
+    axis_of,
+    floating,
+    only_floats,
+    spelled,
+    summable,
+    to,
+)
+from tinygrad_llm.functions.elementwise import _flat, abs, maximum, minimum, mul, pow, sqrt, square, where
+from tinygrad_llm.functions.indexing import take_along_dim
+from tinygrad_llm.functions.shapes import cat, reshape, squeeze, transpose
+from tinygrad_llm.ops import Op, elementwise, nn, reduce
+from tinygrad_llm.ops.reduce import axes_of
+
+
+class ValuesIndices(NamedTuple):
+    """What max and min over one dim return: torch.return_types.max."""
+
+    values: Tensor
+    indices: Tensor
+
+
+@spelled
+def sum(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """Σ over dim (None: over all axes); 0 over nothing. Integers and booleans give int64."""
+    return apply(reduce.sum, summable(input, dtype), dim=as_dims(dim), keepdim=keepdim)
+
+
+@spelled
+def mean(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """The mean over dim (None: over all axes); nan over nothing."""
+    x = only_floats("mean", input if dtype is None else to(as_tensor(input), dtype))
+    return apply(reduce.mean, x, dim=as_dims(dim), keepdim=keepdim)
+
+
+@spelled
+def amax(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """The largest over dim; ties share the gradient."""
+    return apply(reduce.amax, as_tensor(input), dim=as_dims(dim), keepdim=keepdim)
+
+
+@spelled
+def amin(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
+    """The smallest over dim; ties share the gradient."""
+    return apply(reduce.amin, as_tensor(input), dim=as_dims(dim), keepdim=keepdim)
+
+
+@spelled
+def max(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
+    """The largest of all; over one dim (values, indices), where the first of equals takes the gradient; or maximum(x, y)."""
+    if other is not None or hasattr(dim, "dtype"):
+        return maximum(input, dim if other is None else other)
+    return amax(input) if dim is None else _chosen("max", np.argmax, input, dim, keepdim)
+
+
+@spelled
+def min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
+    """The smallest of all; over one dim (values, indices), where the first of equals takes the gradient; or minimum(x, y)."""
+    if other is not None or hasattr(dim, "dtype"):
+        return minimum(input, dim if other is None else other)
+    return amin(input) if dim is None else _chosen("min", np.argmin, input, dim, keepdim)
+
+
+def _chosen(name: str, find: Any, input: Any, dim: int, keepdim: bool) -> ValuesIndices:
+    """The values that `find` points at along dim, and where they are."""
+    x = as_tensor(input)
+    axis = axis_of(name, x, dim)
+    if not x.ndim:
+        return ValuesIndices(x + 0, Tensor.from_array(np.zeros((), np.int64)))
+    _need_elements(name, x, axis)
+    at = Tensor.from_array(find(np.asarray(x), axis, keepdims=True))
+    values = take_along_dim(x, at, axis)
+    return ValuesIndices(*[a if keepdim else squeeze(a, axis) for a in (values, at)])
+
+
+def _need_elements(name: str, x: Any, axis: int | None) -> None:
+    if (x.size if axis is None or not x.ndim else x.shape[axis]) == 0:
+        raise IndexError(f"{name}: input: got shape {x.shape}, expected at least one element"
+                         + ("" if axis is None else f" along dim {axis}"))
+
+
+@spelled
+def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """The index of the largest; the first of equals. No gradient."""
+    x = np.asarray(as_tensor(input))
+    axis = None if dim is None else axis_of("argmax", x, dim)
+    _need_elements("argmax", x, axis)
+    return Tensor.from_array(np.asarray(np.argmax(x, axis=axis if x.ndim else None, keepdims=keepdim)))
+
+
+@spelled
+def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """Π over dim (None: over all axes); 1 over nothing. Integers and booleans give int64.
+
+    Halves are multiplied with each other until one factor is left: each gradient is then the product of all the others,
+    also where some of them are zero.
+    """
+    x = summable(input, dtype)
+    x = reshape(x, -1) if dim is None or not x.ndim else x
+    axis = 0 if dim is None else axis_of("prod", x, dim)
+    x = _halved(transpose(x, axis, -1))
+    return transpose(x, axis, -1) if keepdim and dim is not None else squeeze(transpose(x, axis, -1), axis)
+
+
+def _halved(x: Any) -> Any:
+    """[..., n] → [..., 1], the product of the last axis."""
+    while (n := x.shape[-1]) > 1:
+        half = n // 2
+        odd = x[..., 2 * half :]
+        x = mul(x[..., :half], x[..., half : 2 * half])
+        x = cat([x, odd], -1) if n % 2 else x
+    return x if x.shape[-1] else sum(x, -1, True) + 1
+
+
+@spelled
+def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
+    """Σ of the elements so far, along dim. Integers and booleans give int64."""
+    return apply(reduce.cumsum, summable(input, dtype), dim=int(dim))
+
+
+@spelled
+def logsumexp(input: Any, dim: Dim, keepdim: bool = False) -> Tensor:
+    """ln Σ eˣ over dim, without overflow; −∞ over nothing."""
+    return apply(reduce.logsumexp, floating(input), dim=as_dims(dim), keepdim=keepdim)
+
+
+@spelled
+def var(input: Any, dim: Dim = None, *, correction: float = 1, keepdim: bool = False, unbiased: bool = True) -> Tensor:
+    """Σ (x − mean)² / (n − correction) over dim; nan where n is not larger than correction and all are equal.
+
+    `unbiased=False` is torch's older spelling of correction=0.
+    """
+    x, dim = only_floats("var", input), as_dims(dim)
+    n = math.prod(x.shape[i] for i in axes_of("var", x, dim))
+    free = builtins.max(n - correction * unbiased, 0)
+    squares = sum(square(x - mean(x, dim, True)), dim, keepdim)
+    with np.errstate(divide="ignore", invalid="ignore"):  # torch warns and gives nan; so do we, without the warning
+        return squares / free
+
+
+@spelled
+def std(input: Any, dim: Dim = None, *, correction: float = 1, keepdim: bool = False, unbiased: bool = True) -> Tensor:
+    """√var. Where it is 0 its gradient is 0, as in torch."""
+    return _root(var(input, dim, correction=correction, keepdim=keepdim, unbiased=unbiased), 2)
+
+
+def _root(x: Tensor, p: float) -> Tensor:
+    """x to the power of 1/p, with slope 0 at 0: what norms and deviations have there, as in torch."""
+    zero = np.asarray(x) == 0
+    if not zero.any():
+        return sqrt(x) if p == 2 else pow(x, 1 / p)
+    return where(zero, x.detach() if p > 0 else 0.0, _root(where(zero, 1.0, x), p))
+
+
+def softmax(input: Any, dim: int = -1, dtype: Any = None) -> Tensor:
+    """eˣ / Σ eˣ along dim."""
+    return along_last(nn.softmax, input if dtype is None else to(as_tensor(input), dtype), dim)
+
+
+def log_softmax(input: Any, dim: int = -1, dtype: Any = None) -> Tensor:
+    """x − ln Σ eˣ along dim."""
+    return along_last(nn.log_softmax, input if dtype is None else to(as_tensor(input), dtype), dim)
+
+
+def along_last(op: Op, input: Any, dim: int) -> Tensor:
+    """An op of the last axis, along another."""
+    x = only_floats(op.name, as_operand(input))
+    if not x.ndim:
+        return reshape(apply(op, reshape(x, (1,))), ())
+    if not x.size:
+        return apply(elementwise.mul, x, 1.0)
+    at = axis_of(op.name, x, dim)
+    return apply(op, x) if at == x.ndim - 1 else transpose(apply(op, transpose(x, at, -1)), at, -1)
+
+
+# Norms -------------------------------------------------------------------------------------------------------------------
+
+
+@spelled
+def vector_norm(input: Any, ord: float = 2, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """(Σ |x|ᵖ)^(1/p) over dim, p = ord: torch.linalg.vector_norm. ±∞: the largest or smallest |x|; 0: how many are not 0.
+
+    At 0 the gradient is 0, as in torch.
+    """
+    x = only_floats("vector_norm", input if dtype is None else to(as_tensor(input), dtype))
+    if ord == 0:
+        return _flat(np.sum(np.asarray(x) != 0, as_dims(dim) or None, keepdims=keepdim).astype(x.dtype), x)
+    if math.isinf(ord):
+        return (amax if ord > 0 else amin)(abs(x), dim, keepdim)
+    if ord in (1, 2):
+        return sum(abs(x), dim, keepdim) if ord == 1 else _root(sum(square(x), dim, keepdim), 2)
+    return _root(sum(_powers(abs(x), ord), dim, keepdim), ord)
+
+
+def _powers(x: Tensor, p: float) -> Tensor:
+    """xᵖ, x ≥ 0, with slope 0 at 0."""
+    zero = np.asarray(x) == 0
+    if not zero.any():
+        return pow(x, p)
+    return where(zero, 0.0 if p > 0 else math.inf, pow(where(zero, 1.0, x), p))
+
+
+@spelled
+def norm(input: Any, p: float | str | None = "fro", dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    """vector_norm over dim, or over all axes; "fro" and None mean 2. Errors: ValueError for a norm of matrices ("nuc")."""
+    if isinstance(p, str) and p != "fro":
+        raise ValueError(f"norm: p: got {p!r}, expected a number or 'fro'")
+    return vector_norm(input, 2 if p is None or isinstance(p, str) else p, dim, keepdim, dtype=dtype)

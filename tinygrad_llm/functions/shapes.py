@@ -1,0 +1,255 @@
+"""Functions that move elements without changing them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm.autograd import Tensor, apply, unwrap_index
+from tinygrad_llm.functions.base import Dim, as_dims, as_tensor, axis_of, result_type, sizes_of, spelled, to
+from tinygrad_llm.functions.elementwise import where
+from tinygrad_llm.ops import IndexRangeError, ShapeError, shape
+from tinygrad_llm.ops.reduce import axes_of
+
+
+def reshape(input: Any, *shape_: Any) -> Tensor:
+    """The same elements in row-major order under another shape; one size may be −1."""
+    return apply(shape.reshape, input, shape=sizes_of(shape_))
+
+
+def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+    """Axes start_dim to end_dim as one."""
+    if not input.ndim:
+        return reshape(input, (1,))
+    start, end = axis_of("flatten", input, start_dim), axis_of("flatten", input, end_dim)
+    if start > end:
+        raise ShapeError(f"flatten: start_dim: got {start_dim}, expected none after end_dim = {end_dim}")
+    return reshape(input, (*input.shape[:start], math.prod(input.shape[start : end + 1]), *input.shape[end + 1 :]))
+
+
+@spelled
+def squeeze(input: Any, dim: Dim = None) -> Tensor:
+    """Without the axes of size 1 (all, or those in dim)."""
+    drop = axes_of("squeeze", input, as_dims(dim)) if dim != () else ()
+    return reshape(input, tuple(n for i, n in enumerate(input.shape) if i not in drop or n != 1))
+
+
+@spelled
+def unsqueeze(input: Any, dim: int) -> Tensor:
+    """With a new axis of size 1 at dim."""
+    if not -input.ndim - 1 <= dim <= input.ndim:
+        raise IndexError(f"unsqueeze: dim: got {dim}, expected {-input.ndim - 1} to {input.ndim}")
+    at = dim % (input.ndim + 1)
+    return reshape(input, (*input.shape[:at], 1, *input.shape[at:]))
+
+
+# Axes in another order ---------------------------------------------------------------------------------------------------
+
+
+def permute(input: Any, *dims: Any) -> Tensor:
+    """Axis i of the result is axis dims[i] of input."""
+    return apply(shape.permute, input, dims=sizes_of(dims))
+
+
+def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
+    """Axes dim0 and dim1 exchanged."""
+    first, second = axis_of("transpose", input, dim0), axis_of("transpose", input, dim1)
+    dims = list(range(input.ndim))
+    if dims:
+        dims[first], dims[second] = dims[second], dims[first]
+    return permute(input, dims)
+
+
+def swapaxes(input: Any, axis0: int, axis1: int) -> Tensor:
+    """NumPy's name of transpose."""
+    return transpose(input, axis0, axis1)
+
+
+def t(input: Any) -> Tensor:
+    """A matrix transposed; vectors and 0-d stay as they are."""
+    if input.ndim > 2:
+        raise ShapeError(f"t: input: got shape {input.shape}, expected at most 2 axes")
+    return permute(input, tuple(reversed(range(input.ndim))))
+
+
+def movedim(input: Any, source: Dim, destination: Dim) -> Tensor:
+    """The axes `source` at the places `destination`; the others keep their order."""
+    ends = [(d,) if isinstance(d, int) else tuple(d or ()) for d in (source, destination)]
+    if len(ends[0]) != len(ends[1]):
+        raise ShapeError(f"movedim: destination: got {destination}, expected as many axes as source = {source}")
+    [from_, to_] = [[axis_of("movedim", input, d) for d in dims] for dims in ends]
+    if len(set(from_)) < len(from_) or len(set(to_)) < len(to_):
+        raise ShapeError(f"movedim: source: got {source} to {destination}, expected each axis once")
+    rest = iter([i for i in range(input.ndim) if i not in from_])
+    placed = dict(zip(to_, from_))
+    return permute(input, [placed[i] if i in placed else next(rest) for i in range(input.ndim)])
+
+
+@spelled
+def flip(input: Any, *dims: Any) -> Tensor:
+    """The elements in reverse order along dims."""
+    axes = sizes_of(dims)
+    return apply(shape.flip, input, dims=axes_of("flip", input, axes) if axes else ())
+
+
+def roll(input: Any, shifts: int | tuple[int, ...], dims: Dim = None) -> Tensor:
+    """Elements moved by shifts along dims, those that fall off coming in at the other end; without dims, as if flattened."""
+    if dims is None:
+        return reshape(roll(reshape(input, -1), shifts, 0), input.shape)
+    pairs = [(v,) if isinstance(v, int) else tuple(v) for v in (shifts, dims)]
+    if len(pairs[0]) != len(pairs[1]):
+        raise ShapeError(f"roll: shifts: got {shifts}, expected one for each of dims = {dims}")
+    for shift, dim in zip(*pairs):
+        n = input.shape[axis_of("roll", input, dim)] if input.ndim else 1
+        cut = -shift % max(n, 1)
+        input = cat([narrow(input, dim, cut, n - cut), narrow(input, dim, 0, cut)], dim) if cut else input
+    return input + 0 if input.dtype != np.bool_ else input
+
+
+# Repeated ----------------------------------------------------------------------------------------------------------------
+
+
+def broadcast_to(input: Any, size: Sequence[int]) -> Tensor:
+    """input repeated along new leading axes and along axes of size 1."""
+    return apply(shape.broadcast_to, input, shape=tuple(size))
+
+
+def expand(input: Any, *sizes: Any) -> Tensor:
+    """broadcast_to, with −1 for a size that stays."""
+    wanted = sizes_of(sizes)
+    kept = (1,) * (len(wanted) - input.ndim) + input.shape
+    return broadcast_to(input, tuple(old if new == -1 else new for new, old in zip(wanted, kept)) + wanted[len(kept) :])
+
+
+def repeat(input: Any, *repeats: Any) -> Tensor:
+    """input laid side by side repeats[i] times along axis i, new axes in front: torch.Tensor.repeat, numpy.tile."""
+    times = sizes_of(repeats)
+    if len(times) < input.ndim or min(times, default=0) < 0:
+        raise ShapeError(f"repeat: repeats: got {times}, expected numbers for at least {input.ndim} axes")
+    sizes = (1,) * (len(times) - input.ndim) + input.shape
+    single = reshape(input, tuple(n for size in sizes for n in (1, size)))
+    wide = broadcast_to(single, tuple(n for pair in zip(times, sizes) for n in pair))
+    return reshape(wide, tuple(n * size for n, size in zip(times, sizes)))
+
+
+def tile(input: Any, *dims: Any) -> Tensor:
+    """repeat, where leading axes may be left out of dims."""
+    times = sizes_of(dims)
+    return repeat(input, (1,) * (input.ndim - len(times)) + times)
+
+
+# Together and apart ------------------------------------------------------------------------------------------------------
+
+
+@spelled
+def cat(tensors: Sequence[Any], dim: int = 0) -> Tensor:
+    """The tensors one after another along dim, in their result type. As in torch, ones of shape (0,) fit everywhere."""
+    parts = [as_tensor(x) for x in tensors]
+    if len({(x.ndim, x.dtype) for x in parts}) > 1:
+        dtype = result_type(*parts)
+        parts = [to(x, dtype) for x in parts if x.shape != (0,) or all(y.ndim == 1 for y in parts)]
+    return apply(shape.cat, *parts, dim=dim)
+
+
+@spelled
+def stack(tensors: Sequence[Any], dim: int = 0) -> Tensor:
+    """The tensors side by side along a new axis dim."""
+    parts = [as_tensor(x) for x in tensors]
+    for i, x in enumerate(parts):
+        if x.shape != parts[0].shape:
+            raise ShapeError(f"stack: tensors[{i}]: got shape {x.shape}, expected {parts[0].shape} as of tensors[0]")
+    return cat([unsqueeze(x, dim) for x in parts], dim)
+
+
+@spelled
+def split(tensor: Any, split_size_or_sections: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+    """Pieces of one size along dim, the last may be smaller; or pieces of the sizes that a list gives."""
+    n, sizes = tensor.shape[_split_axis("split", tensor, dim)], split_size_or_sections
+    if isinstance(sizes, int):
+        if sizes < (n > 0):
+            raise ValueError(f"split: split_size: got {sizes}, expected at least 1")
+        sizes = [min(sizes, n - at) for at in range(0, n, sizes)] if n else [0]
+    if sum(sizes) != n or min(sizes, default=0) < 0:
+        raise ShapeError(f"split: split_sizes: got {tuple(sizes)}, expected sizes that add up to {n}")
+    starts = itertools.accumulate(sizes, initial=0)
+    return tuple(narrow(tensor, dim, start, size) for start, size in zip(starts, sizes))
+
+
+@spelled
+def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    """At most `chunks` pieces of equal size along dim, the last may be smaller."""
+    if chunks < 1:
+        raise ValueError(f"chunk: chunks: got {chunks}, expected at least 1")
+    n = input.shape[_split_axis("chunk", input, dim)]
+    return split(input, -(-n // chunks) if n else [0] * chunks, dim)
+
+
+@spelled
+def unbind(input: Any, dim: int = 0) -> tuple[Tensor, ...]:
+    """The slices along dim, without that axis."""
+    return tuple(select(input, dim, i) for i in range(input.shape[_split_axis("unbind", input, dim)]))
+
+
+def _split_axis(name: str, x: Any, dim: int) -> int:
+    if not x.ndim:
+        raise ShapeError(f"{name}: input: got a tensor without axes, expected at least one")
+    return axis_of(name, x, dim)
+
+
+@spelled
+def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
+    """Elements start to start + length along dim."""
+    axis = _split_axis("narrow", input, dim)
+    n = input.shape[axis]
+    first = start + n if start < 0 else int(start)
+    if length < 0 or not 0 <= first <= n - length:
+        raise IndexRangeError(f"narrow: start: got {start} and length {length}, expected a part of axis {axis} of size {n}")
+    return getitem(input, (slice(None),) * axis + (slice(first, first + length),))
+
+
+@spelled
+def select(input: Any, dim: int, index: int) -> Tensor:
+    """The slice at index along dim, without that axis."""
+    axis = _split_axis("select", input, dim)
+    return getitem(input, (slice(None),) * axis + (int(index),))
+
+
+def getitem(input: Any, index: Any) -> Tensor:
+    """input[index], basic or advanced; unlike torch, slices may have negative steps."""
+    return apply(shape.getitem, input, index=unwrap_index(index))
+
+
+# Parts of matrices -------------------------------------------------------------------------------------------------------
+
+
+def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    """The elements [..., i, i + offset] of axes dim1 and dim2, as the last axis."""
+    one, two = _split_axis("diagonal", input, dim1), axis_of("diagonal", input, dim2)
+    if one == two:
+        raise ShapeError(f"diagonal: dim2: got {dim2}, expected another axis than dim1 = {dim1}")
+    x = movedim(input, (one, two), (-2, -1))
+    rows, columns = x.shape[-2:]
+    length = max(0, min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns))
+    start = (offset if offset >= 0 else -offset * columns) if length else 0
+    flat = reshape(x, (*x.shape[:-2], rows * columns))
+    return getitem(flat, (..., slice(start, start + length * (columns + 1) - columns if length else start, columns + 1)))
+
+
+def triu(input: Any, diagonal: int = 0) -> Tensor:
+    """The elements [..., i, j] with j − i ≥ diagonal; the others 0."""
+    return _part("triu", input, lambda ahead: ahead >= diagonal)
+
+
+def tril(input: Any, diagonal: int = 0) -> Tensor:
+    """The elements [..., i, j] with j − i ≤ diagonal; the others 0."""
+    return _part("tril", input, lambda ahead: ahead <= diagonal)
+
+
+def _part(name: str, x: Any, keep: Any) -> Tensor:
+    if x.ndim < 2:
+        raise ShapeError(f"{name}: input: got shape {x.shape}, expected at least 2 axes")
+    return where(keep(np.arange(x.shape[-1]) - np.arange(x.shape[-2])[:, None]), x, False)
