@@ -81,10 +81,10 @@ def compare_models(
     weights = random_state(config, seed) if state is None else state
     known = {} if known is None else known
     for dtype in () if known else ("float64", "float32"):
-        known[dtype] = _results(_torch_model(config, weights, dtype), ids, targets)
+        known[dtype] = _results(torch_model(config, weights, dtype), ids, targets)
     truth, theirs = known["float64"], known["float32"]
-    ours64 = _results(_our_model(make_ours, weights, "float64"), ids, targets)
-    ours32 = _results(_our_model(make_ours, weights, "float32"), ids, targets)
+    ours64 = _results(our_model(make_ours, weights, "float64"), ids, targets)
+    ours32 = _results(our_model(make_ours, weights, "float32"), ids, targets)
     _check_names(ours64, truth)
     _check_names(ours32, truth)
     gradient_scale = scale_of(value for name, value in truth.items() if name.startswith(GRADIENT))
@@ -146,11 +146,11 @@ def compare_training(
     weights = random_state(config, seed) if state is None else state
     runs, known = {}, {} if known is None else known
     for dtype in ("float64", "float32"):
-        ours = _our_model(make_ours, weights, dtype)
+        ours = our_model(make_ours, weights, dtype)
         parameters = [parameter for _, parameter in ours.named_parameters()]
         runs[f"ours {dtype}"] = _train(ours, make_optimizer(parameters, **chosen), batches, chosen)
         if dtype not in known:
-            theirs = _torch_model(config, weights, dtype)
+            theirs = torch_model(config, weights, dtype)
             known[dtype] = _train(theirs, torch.optim.AdamW(theirs.parameters(), **chosen), batches, chosen)
         runs[f"torch {dtype}"] = known[dtype]
     rows = [*_loss_rows(runs), *_weight_rows(runs, weights, 2 * chosen["lr"] * len(batches))]
@@ -166,13 +166,13 @@ def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nda
     return values.astype(np.float32)
 
 
-def _torch_model(config: TransformerConfig, weights: Mapping[str, np.ndarray], dtype: str) -> Transformer:
+def torch_model(config: TransformerConfig, weights: Mapping[str, np.ndarray], dtype: str) -> Transformer:
     model = Transformer(config, device="cpu", dtype=getattr(torch, dtype))
     load_numpy_state(model, _cast(weights, dtype))
     return model.eval()
 
 
-def _our_model(make_ours: Callable[[Any], Any], weights: Mapping[str, np.ndarray], dtype: str) -> Any:
+def our_model(make_ours: Callable[[Any], Any], weights: Mapping[str, np.ndarray], dtype: str) -> Any:
     model = make_ours(getattr(np, dtype))
     model.load_state_dict(_cast(weights, dtype))
     model.eval()
