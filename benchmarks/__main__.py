@@ -1,0 +1,172 @@
+"""python -m benchmarks run | decode | ops | crossover | report"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from benchmarks import machine, run
+from benchmarks.cases import find_cases, map_cases
+from benchmarks.micro import find_ops
+from benchmarks.process import WorkerError
+from benchmarks.sides import find_sides
+
+SIDES, PAIR = "numpy,torch-eager,torch-sdpa,torch-compile", "numpy,torch-sdpa"
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"arguments: got some that cannot be read ({message}), expected what {self.prog} --help lists")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line. A mistake is one line on stderr and exit code 2; Ctrl-C is 130, and no process is left."""
+    try:
+        options = make_parser().parse_args(arguments)
+        options.command(options)
+    except (ValueError, OSError, WorkerError) as error:
+        print(f"error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def make_parser() -> Parser:
+    """The parser of all commands."""
+    parser = Parser("python -m benchmarks", description="Who is faster, in how much memory. docs/benchmarks.md")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
+    _add_run(commands.add_parser("run", help="training steps over the grid"))
+    _add_decode(commands.add_parser("decode", help="greedy decoding"))
+    _add_ops(commands.add_parser("ops", help="single ops"))
+    _add_crossover(commands.add_parser("crossover", help="who wins, over width × context × batch"))
+    _add_report(commands.add_parser("report", help="Markdown and plots from the files of the others"))
+    return parser
+
+
+def _add_common(parser: Parser, command: Any, sides: str, rounds: int, seconds: float) -> None:
+    parser.set_defaults(command=command)
+    parser.add_argument("--sides", default=sides, help="comma-separated (default: %(default)s)")
+    parser.add_argument("--rounds", type=_count, default=rounds, help="turns of each side (default: %(default)s)")
+    parser.add_argument("--seconds", type=_positive, default=seconds, help="about how long a turn is (default: %(default)s)")
+    parser.add_argument("--threads", type=_count, help="of each side (default: what its library takes)")
+    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="a new file")
+
+
+def _add_run(parser: Parser) -> None:
+    parser.add_argument("--grid", default="S0,S1,S2", help="comma-separated, of S0 to S4 (default: %(default)s)")
+    parser.add_argument("--activation", choices=("relu", "gelu"), default="relu")
+    parser.add_argument("--steps", type=_count, help="in a turn, in place of --seconds")
+    _add_common(parser, _run, SIDES, 5, 1.0)
+
+
+def _add_decode(parser: Parser) -> None:
+    parser.add_argument("--grid", default="S0,S1,S2", help="(default: %(default)s)")
+    parser.add_argument("--tokens", type=_count, default=64, help="new tokens at most (default: %(default)s)")
+    _add_common(parser, _decode, PAIR, 5, 1.0)
+
+
+def _add_ops(parser: Parser) -> None:
+    parser.add_argument("--ops", default="", help="comma-separated beginnings of names (default: all)")
+    _add_common(parser, _ops, PAIR, 5, 0.1)
+
+
+def _add_crossover(parser: Parser) -> None:
+    parser.add_argument("--d-model", type=_counts, default=[32, 64, 128, 256, 512], help="(default: 32,64,128,256,512)")
+    parser.add_argument("--context", type=_counts, default=[16, 64, 256], help="T (default: 16,64,256)")
+    parser.add_argument("--batch", type=_counts, default=[1, 8, 32], help="B (default: 1,8,32)")
+    _add_common(parser, _crossover, PAIR, 3, 0.3)
+
+
+def _add_report(parser: Parser) -> None:
+    parser.set_defaults(command=_report)
+    parser.add_argument("files", nargs="+", metavar="FILE.jsonl")
+    parser.add_argument("--out", required=True, metavar="FILE.md", help="plots go beside it, into figures/")
+
+
+def _run(options: argparse.Namespace) -> None:
+    cases = find_cases(options.grid.split(","), options.activation)
+    plan = _plan(options, steps=options.steps)
+    _write(options, lambda sides: run.train(cases, sides, plan))
+
+
+def _decode(options: argparse.Namespace) -> None:
+    cases = find_cases(options.grid.split(","))
+    _write(options, lambda sides: run.decode(cases, sides, _plan(options), options.tokens))
+
+
+def _ops(options: argparse.Namespace) -> None:
+    ops = find_ops([name for name in options.ops.split(",") if name])
+    _write(options, lambda sides: run.single_ops(ops, sides, _plan(options)))
+
+
+def _crossover(options: argparse.Namespace) -> None:
+    cases = map_cases(options.d_model, options.context, options.batch)
+    _write(options, lambda sides: run.crossover(cases, sides, _plan(options)))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from benchmarks.report import read_records, write_report
+
+    write_report(read_records(options.files), Path(options.out))
+
+
+def _plan(options: argparse.Namespace, **more: Any) -> run.Plan:
+    return run.Plan(rounds=options.rounds, seconds=options.seconds, threads=options.threads, **more)
+
+
+def _write(options: argparse.Namespace, records: Any) -> None:
+    """One line a record, as it comes: what was measured before an error or Ctrl-C stays."""
+    sides, out = find_sides(options.sides.split(",")), Path(options.out)
+    if out.exists():
+        raise ValueError(f"out: got {options.out!r}, which is there already, expected a new file")
+    with out.open("w", encoding="utf-8") as file:
+        for record in _framed(options, records(sides)):
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            print(_told(record), file=sys.stderr)
+
+
+def _framed(options: argparse.Namespace, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    asked = {name: value for name, value in vars(options).items() if name not in ("command", "out")}
+    yield {"kind": "machine", "asked": asked, "run": options.command.__name__.strip("_"), "load": machine.load(),
+           **machine.describe()}
+    yield from records
+    yield {"kind": "end", "load": machine.load()}
+
+
+def _told(record: dict[str, Any]) -> str:
+    where = record.get("name") or record.get("case", {}).get("name", "")
+    who = record.get("side") or record.get("against") or record.get("library", "")
+    value = record.get("why") or record.get("why_not") or record.get("gflops") or record.get("median") or ""
+    return f"{record['kind']:8} {where} {who} {value if isinstance(value, str) else format(value, '.4g')}"
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected an integer >= 1")
+    return int(text)
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number > 0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

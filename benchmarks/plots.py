@@ -1,0 +1,110 @@
+"""The plots of a report, as SVG: the same records give the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+Record = dict[str, Any]
+STYLE: dict[Any, Any] = {"svg.hashsalt": "tinygrad_llm", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+
+
+def draw(records: Sequence[Record], folder: Path) -> list[tuple[str, Path]]:
+    """(what it shows, file) of each plot of a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(STYLE):
+        return [(about, _saved(figure, folder / f"{name}.svg")) for name, about, figure in
+                PLOTS.get(records[0]["run"], lambda _: [])(records)]
+
+
+def _training(records: Sequence[Record]) -> list[tuple[str, str, Figure]]:
+    ratios = [r for r in records if r["kind"] == "ratio" and r["agree"]]
+    runs = [r for r in records if r["kind"] == "train" and r.get("peak_mb")]
+    found = []
+    if ratios:
+        figure, axes = _figure("time of torch / time of ours; above 1 we are faster")
+        _bars(axes, ratios, "against", lambda r: r["median"], lambda r: (r["low"], r["high"]))
+        axes.axhline(1.0, color="black", linewidth=0.8)
+        found.append(("training-ratio", "Time of a training step, torch / ours", figure))
+    if runs:
+        figure, axes = _figure("peak memory of the process tree, MB")
+        _bars(axes, runs, "side", lambda r: r["peak_mb"], None)
+        found.append(("training-memory", "Peak memory of training", figure))
+    return found
+
+
+def _crossover(records: Sequence[Record]) -> list[tuple[str, str, Figure]]:
+    ratios = [r for r in records if r["kind"] == "ratio" and r["agree"]]
+    found = []
+    for ours, against in dict.fromkeys((r["ours"], r["against"]) for r in ratios):
+        cells = [r for r in ratios if (r["ours"], r["against"]) == (ours, against)]
+        found.append((f"crossover-{ours}-{against}", f"Time of {against} / {ours}; 1 on the black line", _map(cells)))
+    return found
+
+
+PLOTS: dict[str, Callable[[Sequence[Record]], list[tuple[str, str, Figure]]]] = {
+    "run": _training, "crossover": _crossover,
+}
+
+
+def _map(cells: Sequence[Record]) -> Figure:
+    """A heat map d_model × T for each batch, with the line on which both are equally fast."""
+    widths, contexts, batches = (sorted({r["case"][key] for r in cells}) for key in ("d_model", "context", "batch"))
+    value = {(r["case"]["d_model"], r["case"]["context"], r["case"]["batch"]): r["median"] for r in cells}
+    figure = Figure(figsize=(2.6 * len(batches) + 1, 3), layout="constrained")
+    norm = TwoSlopeNorm(1.0, min(0.5, *value.values()), max(2.0, *value.values()))
+    for i, b in enumerate(batches):
+        axes = figure.add_subplot(1, len(batches), i + 1)
+        grid = [[value.get((d, t, b), float("nan")) for t in contexts] for d in widths]
+        image = axes.imshow(grid, norm=norm, cmap="RdBu", origin="lower", aspect="auto")
+        if len(widths) > 1 and len(contexts) > 1:
+            axes.contour(grid, levels=[1.0], colors="black", linewidths=1)
+        _write_cells(axes, grid)
+        axes.set_xticks(range(len(contexts)), map(str, contexts))
+        axes.set_yticks(range(len(widths)), map(str, widths))
+        axes.set(title=f"B = {b}", xlabel="T", ylabel="d_model" if i == 0 else "")
+    figure.colorbar(image, ax=figure.axes, shrink=0.8)
+    return figure
+
+
+def _write_cells(axes: Axes, grid: Sequence[Sequence[float]]) -> None:
+    for y, row in enumerate(grid):
+        for x, value in enumerate(row):
+            axes.text(x, y, f"{value:.2g}", ha="center", va="center", fontsize=8)
+
+
+def _figure(label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(ylabel=label.replace("; ", "\n"), yscale="log")
+    return figure, axes
+
+
+def _bars(
+    axes: Axes, records: Sequence[Record], by: str, height: Callable[[Record], float],
+    ends: Callable[[Record], tuple[float, float]] | None,
+) -> None:
+    """Groups of bars: a group for each case, a colour for each value of `by`, a thin line from end to end."""
+    cases, kinds = (list(dict.fromkeys(values)) for values in
+                    ((r["case"]["name"] for r in records), (r[by] for r in records)))
+    width = 0.8 / len(kinds)
+    for i, kind in enumerate(kinds):
+        mine = [r for r in records if r[by] == kind]
+        at = [cases.index(r["case"]["name"]) + (i - (len(kinds) - 1) / 2) * width for r in mine]
+        axes.bar(at, [height(r) for r in mine], width * 0.95, label=kind)
+        if ends is not None:
+            low, high = zip(*map(ends, mine))
+            axes.vlines(at, low, high, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(cases)), cases)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _saved(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, metadata={"Date": None})
+    return path

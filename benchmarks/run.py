@@ -1,0 +1,209 @@
+"""The runs. Each is a generator of records, one JSON line each; nothing is printed or written here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.cases import Case
+from benchmarks.inputs import draw_prompt
+from benchmarks.measure import disagreement, fitting_count, interleave, ratio_record, summary
+from benchmarks.micro import Op
+from benchmarks.process import Worker, WorkerError, Workers
+from benchmarks.sides import SIDES, TRUTH, Side, missing
+
+GEMM_SIZES = (1024, 2048, 3072)
+GEMM_SECONDS = 0.5
+PROMPT = 4
+TURN_STEPS = 40
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long.
+
+    rounds     turns of each side
+    steps      timed steps in a turn; None: as many as fill `seconds` on the slowest side, but at most TURN_STEPS
+    warmup     steps before the first turn
+    threads    of each side; None: what its library takes by default
+    """
+
+    rounds: int = 5
+    steps: int | None = None
+    seconds: float = 1.0
+    warmup: int = 2
+    threads: int | None = None
+    seed: int = 0
+
+
+def train(cases: Sequence[Case], sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
+    """Training steps of each case, all sides in turns, in fresh processes; and the peak of the matrix products."""
+    yield from _peaks(sides, plan)
+    for case in cases:
+        with Workers(sides, plan.threads) as workers:
+            yield from _train_case(case, workers, plan, memory=True)
+    yield from _peaks(sides, plan)
+
+
+def crossover(cases: Sequence[Case], sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
+    """The same over a map of cases, in the same processes, so without memory."""
+    with Workers(sides, plan.threads) as workers:
+        for case in cases:
+            yield from _train_case(case, workers, plan, memory=False)
+
+
+def decode(cases: Sequence[Case], sides: Sequence[Side], plan: Plan, tokens: int) -> Iterator[Record]:
+    """Greedy decoding after a prompt of PROMPT tokens; agreement is equality of the tokens."""
+    for case in cases:
+        with Workers(sides, plan.threads) as workers:
+            yield from _decode_case(case, workers, plan, tokens)
+
+
+def single_ops(ops: Sequence[Op], sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
+    """Each op forward, and forward + backward through the side's own autograd; agreement is that of sampled entries."""
+    with Workers(sides, plan.threads) as workers:
+        yield from _absent(workers, "op", name="all ops")
+        for op in ops:
+            yield from _op(op, workers, plan)
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def _train_case(case: Case, workers: Workers, plan: Plan, memory: bool) -> Iterator[Record]:
+    workers.each("build", case=case.to_dict(), seed=plan.seed)
+    workers.each("train", first=0, count=plan.warmup)
+    once = workers.each("train", first=plan.warmup, count=1)
+    first = plan.warmup + 1
+    yield from _absent(workers, "train", case=case.to_dict())
+    if not workers:
+        return
+    slowest = max(answer["seconds"] for answer in once.values())
+    count = plan.steps or fitting_count(slowest, plan.seconds, TURN_STEPS)
+    turns, busy = _turns(workers, plan.rounds, lambda i: {"do": "train", "first": first + i * count, "count": count})
+    seconds = {name: [turn["seconds"] / count for turn in turns[name]] for name in turns}
+    losses = {name: [loss for turn in turns[name] for loss in turn["losses"]] for name in turns}
+    for name in turns:
+        took = {"case": case.to_dict(), "flops": case.flops, "steps": count, "losses": losses[name]}
+        yield _timed("train", workers[name], seconds[name], memory, busy, **took, tokens=case.tokens)
+    yield from _train_ratios(case, workers, plan, seconds, losses, first)
+
+
+def _train_ratios(
+    case: Case, workers: Workers, plan: Plan, seconds: dict[str, list[float]], losses: dict[str, list[float]], first: int
+) -> Iterator[Record]:
+    pairs = _pairs(workers)
+    if not pairs:
+        return
+    truth = _true_losses(case, plan, first, len(next(iter(losses.values()))))
+    for ours, theirs in pairs:
+        why_not = disagreement(losses[ours], losses[theirs], truth)
+        yield ratio_record(ours, theirs, seconds, why_not, what="train", case=case.to_dict())
+
+
+def _true_losses(case: Case, plan: Plan, first: int, count: int) -> list[float]:
+    """The losses of the same steps in float64."""
+    side = next(SIDES[name] for name in TRUTH if missing(SIDES[name]) is None)
+    with Worker(side, plan.threads) as worker:
+        worker.ask("build", case=case.to_dict(), seed=plan.seed, dtype="float64")
+        worker.ask("train", first=0, count=first)
+        return worker.ask("train", first=first, count=count)["losses"]
+
+
+# The rest -------------------------------------------------------------------------------------------------------------
+
+
+def _decode_case(case: Case, workers: Workers, plan: Plan, tokens: int) -> Iterator[Record]:
+    count = max(1, min(tokens, case.context - PROMPT))
+    request: dict[str, Any] = {"do": "decode", "prompt": draw_prompt(case, PROMPT, plan.seed), "count": count}
+    workers.each("build", case=case.to_dict(), seed=plan.seed)
+    said = {name: answer["tokens"] for name, answer in workers.each(**request).items()}
+    yield from _absent(workers, "decode", case=case.to_dict())
+    turns, busy = _turns(workers, plan.rounds, lambda i: request)
+    seconds = {name: [turn["seconds"] for turn in turns[name]] for name in turns}
+    for name in turns:
+        yield _timed("decode", workers[name], seconds[name], True, busy, case=case.to_dict(), tokens=count)
+    for ours, theirs in _pairs(workers):
+        why_not = None if said[ours] == said[theirs] else "the tokens differ"
+        yield ratio_record(ours, theirs, seconds, why_not, what="decode", case=case.to_dict())
+
+
+def _op(op: Op, workers: Workers, plan: Plan) -> Iterator[Record]:
+    before = set(workers)
+    values = {name: _flat(answer) for name, answer in workers.each("op", name=op.name, seed=plan.seed).items()}
+    truth = _true_values(op, plan)
+    for what, work in op.work.items():
+        once = [workers.each("op_time", what=what, count=1) for _ in range(3)][-1]
+        count = fitting_count(max((a["seconds"] for a in once.values()), default=1.0), plan.seconds, 10_000)
+        turns, busy = _turns(workers, plan.rounds, lambda i: {"do": "op_time", "what": what, "count": count})  # noqa: B023
+        seconds = {name: [turn["seconds"] / count for turn in turns[name]] for name in turns}
+        about = {"name": op.name, "what": what, "unit": op.unit, "work": work}
+        for name in turns:
+            yield _timed("op", workers[name], seconds[name], False, busy, **about)
+        for ours, theirs in _pairs(workers):
+            why_not = disagreement(values[ours], values[theirs], truth)
+            yield ratio_record(ours, theirs, seconds, why_not, **{**about, "what": "op", "direction": what})
+    yield from ({"kind": "absent", "what": "op", "name": op.name, "side": s, "why": workers.absent[s]}
+                for s in before - set(workers))
+
+
+def _true_values(op: Op, plan: Plan) -> list[float]:
+    side = next(SIDES[name] for name in TRUTH if missing(SIDES[name]) is None)
+    with Worker(side, plan.threads) as worker:
+        return _flat(worker.ask("op", name=op.name, seed=plan.seed, dtype="float64"))
+
+
+def _flat(answer: dict[str, Any]) -> list[float]:
+    return [x for values in answer["values"] for x in values]
+
+
+def _peaks(sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
+    """For each library the fastest of a few large float32 products."""
+    for side in {side.library: side for side in reversed(sides)}.values():
+        try:
+            with Worker(side, plan.threads) as worker:
+                sizes = {n: worker.ask("gemm", size=n, at_least=GEMM_SECONDS)["gflops"] for n in GEMM_SIZES}
+                yield {"kind": "gemm", "library": side.library, "gflops": max(sizes.values()), "sizes": sizes,
+                       "load": machine.load(), **_who(worker)}
+        except WorkerError as error:
+            yield {"kind": "absent", "what": "gemm", "side": side.name, "why": str(error).partition(": ")[2]}
+
+
+def _turns(
+    workers: Workers, rounds: int, request: Callable[[int], dict[str, Any]]
+) -> tuple[dict[str, list[Any]], dict[str, Any]]:
+    """The answers of each side, in turns; and how busy the machine was with other work."""
+    before, others = machine.load(), machine.Bystanders([worker.process.pid for worker in workers.values()])
+    turns = {name: _asking(worker, request) for name, worker in workers.items()}
+    results = interleave(turns, rounds)
+    return results, {"load_before": before, "load_after": machine.load(), "others_cores": others.read()}
+
+
+def _asking(worker: Worker, request: Callable[[int], dict[str, Any]]) -> Callable[[int], Any]:
+    return lambda number: worker.ask(**request(number))
+
+
+def _timed(
+    kind: str, worker: Worker, seconds: Sequence[float], memory: bool, busy: dict[str, Any], **about: Any
+) -> Record:
+    peak = {"peak_mb": worker.peak_mb()} if memory else {}
+    return {"kind": kind, "side": worker.side.name, "library": worker.side.library, **about, **_who(worker),
+            "seconds": list(seconds), **summary(seconds), **busy, **peak}
+
+
+def _who(worker: Worker) -> dict[str, Any]:
+    return {"engine": worker.ask("describe")}
+
+
+def _absent(workers: Workers, what: str, **about: Any) -> Iterator[Record]:
+    yield from ({"kind": "absent", "what": what, "side": name, "why": why, **about} for name, why in workers.absent.items())
+
+
+def _pairs(workers: Workers) -> list[tuple[str, str]]:
+    """(one of ours, another side), for every ratio that is wanted."""
+    ours = [name for name, worker in workers.items() if worker.side.ours]
+    return [(one, name) for one in ours for name in workers if name not in ours[: ours.index(one) + 1]]
