@@ -1,6 +1,6 @@
 """tinygrad_llm: a decoder-only LLM in pure NumPy, every gradient by hand."""
 
-from tinygrad_llm import functions, nn, ops, optim
+from tinygrad_llm import autograd, func, functions, nn, ops, optim
 from tinygrad_llm._version import __version__
 from tinygrad_llm.autograd import (
     AnomalyError,
@@ -18,6 +18,7 @@ from tinygrad_llm.functions import __all__ as _functions
 from tinygrad_llm.model import Transformer, TransformerConfig
 
 __all__ = [
-    "AnomalyError", "AutogradError", "Tensor", "Transformer", "TransformerConfig", "__version__", "detect_anomaly",
-    "enable_grad", "functions", "grad", "is_grad_enabled", "nn", "no_grad", "ops", "optim", "set_grad_enabled", *_functions,
+    "AnomalyError", "AutogradError", "Tensor", "Transformer", "TransformerConfig", "__version__", "autograd", "detect_anomaly",
+    "enable_grad", "func", "functions", "grad", "is_grad_enabled", "nn", "no_grad", "ops", "optim", "set_grad_enabled",
+    *_functions,
 ]

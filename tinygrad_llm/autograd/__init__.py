@@ -1,6 +1,9 @@
 """The engine: tensors that remember how they were made, and reverse mode over what they remember."""
 
+from tinygrad_llm.autograd import functional
 from tinygrad_llm.autograd.backward import backward, grad
+from tinygrad_llm.autograd.checking import GradcheckError, InconclusiveError, Verdict, gradcheck, gradgradcheck
+from tinygrad_llm.autograd.checkpointing import checkpoint
 from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node, WriteError, saved_arrays
 from tinygrad_llm.autograd.hooks import RemovableHandle
 from tinygrad_llm.autograd.modes import (
@@ -15,7 +18,8 @@ from tinygrad_llm.autograd.tensor import NUMPY, Tensor, apply, as_array, unwrap_
 from tinygrad_llm.autograd.writes import inplace
 
 __all__ = [
-    "NUMPY", "AnomalyError", "AutogradError", "Node", "RemovableHandle", "Tensor", "WriteError", "apply", "as_array",
-    "backward", "detect_anomaly", "enable_grad", "grad", "inplace", "is_anomaly_enabled", "is_grad_enabled", "no_grad",
+    "NUMPY", "AnomalyError", "AutogradError", "GradcheckError", "InconclusiveError", "Node", "RemovableHandle", "Tensor",
+    "Verdict", "WriteError", "apply", "as_array", "backward", "checkpoint", "detect_anomaly", "enable_grad",
+    "functional", "grad", "gradcheck", "gradgradcheck", "inplace", "is_anomaly_enabled", "is_grad_enabled", "no_grad",
     "saved_arrays", "set_grad_enabled", "unwrap_index",
 ]

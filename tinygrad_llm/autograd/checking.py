@@ -1,0 +1,319 @@
+"""gradcheck: is the gradient that backward computes the slope of the function? Pass, fail, or not to be told from noise.
+
+For cotangents v and directions u, ⟨Jᵀv, u⟩ of backward is compared with ⟨v, f(x + hu) − f(x − hu)⟩ / 2h at two steps, h and
+2h. Their difference estimates the error of truncation, which extrapolation then removes; the noise of f is measured from
+sixth differences of nine evaluations in a row (Moré & Wild 2011, "Estimating computational noise"). A gradient passes
+where it agrees *and* noise and truncation are below the tolerance; it fails where it disagrees by more than they explain;
+else the verdict is inconclusive.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm.autograd.backward import grad, gradients_at
+from tinygrad_llm.autograd.graph import AutogradError
+from tinygrad_llm.autograd.modes import enable_grad, no_grad
+from tinygrad_llm.autograd.tensor import Tensor
+from tinygrad_llm.autograd.trees import flatten
+
+_DIRECTIONS = 3  # in fast mode
+_COMPLEX_STEP = 2.0**-100
+_ZERO = 1e-8  # of the largest slope of the same output: below it, noise is as good as zero
+
+
+class GradcheckError(AutogradError):
+    """gradcheck found a wrong or random gradient."""
+
+
+class InconclusiveError(GradcheckError):
+    """gradcheck could not tell: noise or truncation dominates."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What gradcheck found. True in a condition only where the gradient passed.
+
+    outcome    "pass", "fail" or "inconclusive"
+    message    one line on the entry that decided
+    error, tolerance, uncertainty   of that entry: |analytic − numeric|, what was allowed, and how far numeric is trusted
+    """
+
+    outcome: str
+    message: str
+    error: float
+    tolerance: float
+    uncertainty: float
+
+    def __bool__(self) -> bool:
+        return self.outcome == "pass"
+
+
+def gradcheck(
+    func: Callable[..., Any], inputs: Any, *, eps: float = 1e-6, atol: float | None = None, rtol: float = 1e-4,
+    raise_exception: bool = True, nondet_tol: float = 0.0, fast_mode: bool = False, method: str = "central",
+    generator: np.random.Generator | None = None,
+) -> Verdict:
+    """Compare backward's gradients of func(*inputs) with slopes of func, for every input that requires grad.
+
+    eps         step of the differences; 1e-6 suits float64
+    atol, rtol  a slope s may be missed by atol + rtol · |s|; atol None means 1e-5 of the largest slope of the same Jacobian,
+                so that small gradients are held to as much as large ones
+    raise_exception  GradcheckError on fail, InconclusiveError where noise dominates; else look at the Verdict
+    nondet_tol  by how much two backwards of the same graph may differ
+    fast_mode   3 random directions and cotangents for each input and output in place of all entries
+    method      "central", or "complex": Im f(x + ihu) / h with h = 2⁻¹⁰⁰, exact to rounding; for functions that take complex
+                numbers and are analytic
+    generator   of the random directions; by default always the same ones
+
+    torch.autograd.gradcheck, whose rtol 1e-3 would not see an error of 0.1 %.
+    """
+    if method not in ("central", "complex"):
+        raise ValueError(f"gradcheck: method: got {method!r}, expected 'central' or 'complex'")
+    rng = np.random.default_rng(0) if generator is None else generator
+    subject = _Subject(func, inputs if isinstance(inputs, tuple | list) else (inputs,))
+    verdict = _nondeterministic(subject, rng, nondet_tol)
+    if verdict is None:
+        findings = _compare(subject, rng, eps, atol, rtol, fast_mode, method)
+        verdict = min(findings, key=_severity)
+    if raise_exception and not verdict:
+        raise (GradcheckError if verdict.outcome == "fail" else InconclusiveError)(f"gradcheck: {verdict.message}")
+    return verdict
+
+
+def gradgradcheck(
+    func: Callable[..., Any], inputs: Any, grad_outputs: Any = None, *, generator: np.random.Generator | None = None,
+    **options: Any,
+) -> Verdict:
+    """gradcheck of func's gradient, with respect to inputs and to grad_outputs (drawn where not given). Same options."""
+    inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
+    rng = np.random.default_rng(0) if generator is None else generator
+    outs = _Subject(func, inputs).outputs
+    if grad_outputs is None:
+        grad_outputs = [Tensor.wrap(np.asarray(rng.standard_normal(o.shape), o.dtype)).requires_grad_() for o in outs]
+    given = list(grad_outputs) if isinstance(grad_outputs, tuple | list) else [grad_outputs]
+
+    def gradient(*args: Tensor) -> tuple[Tensor, ...]:
+        xs, cotangents = args[: len(inputs)], args[len(inputs) :]
+        outputs = [o for o in flatten(func(*xs))[0] if isinstance(o, Tensor) and o.requires_grad]
+        wanted = [x for x in xs if isinstance(x, Tensor) and x.requires_grad]
+        found = grad(outputs, wanted, list(cotangents), create_graph=True, materialize_grads=True)
+        return tuple([g for g in found if g is not None])
+
+    return gradcheck(gradient, (*inputs, *given), generator=rng, **options)
+
+
+class _Subject:
+    """The function at its inputs: its graph, and its values elsewhere."""
+
+    def __init__(self, func: Callable[..., Any], inputs: Sequence[Any]) -> None:
+        self.func, self.inputs = func, list(inputs)
+        self.wanted = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
+        if not self.wanted:
+            raise ValueError("gradcheck: inputs: got none that requires grad, expected at least one tensor that does")
+        self.xs = [np.array(self.inputs[i].numpy()) for i in self.wanted]
+        self.leaves, outputs = self._run(self.xs)
+        self.kept = [k for k, o in enumerate(outputs) if o._requires_grad]
+        self.outputs = [outputs[k] for k in self.kept]
+        if not self.outputs:
+            raise ValueError("gradcheck: func: got no output that requires grad, expected one that depends on the inputs")
+
+    def _run(self, xs: Sequence[np.ndarray]) -> tuple[list[Tensor], list[Tensor]]:
+        leaves = [Tensor.wrap(x).requires_grad_() for x in xs]
+        return leaves, self._call(leaves)
+
+    def _call(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        args = list(self.inputs)
+        for i, leaf in zip(self.wanted, leaves):
+            args[i] = leaf
+        with enable_grad():
+            return [o for o in flatten(self.func(*args))[0] if isinstance(o, Tensor)]
+
+    def values(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs at xs, flat."""
+        outputs = self._run(xs)[1]
+        return [np.array(outputs[k]._array).reshape(-1) for k in self.kept]
+
+    def complex_values(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs at complex xs, flat. Errors: ValueError where func does not take them."""
+        try:
+            with no_grad(), np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("error", np.exceptions.ComplexWarning)
+                outputs = self._call([Tensor.wrap(x) for x in xs])
+                return [np.array(outputs[k]._array).reshape(-1) for k in self.kept]
+        except Exception as error:
+            line = str(error).split("\n")[0]
+            raise ValueError("gradcheck: method: got 'complex' for a func that does not take complex numbers, expected "
+                             f"'central': {line}") from None
+
+    def pulled(self, k: int, cotangents: np.ndarray) -> list[np.ndarray]:
+        """cotangents [R, m] of output k → for each input [R, n]."""
+        out = self.outputs[k]
+        rows = []
+        for v in cotangents:
+            found = gradients_at([out], [v.reshape(out.shape)], self.leaves, True, False)
+            rows.append([np.zeros(x.size, x.dtype) if g is None else np.reshape(g, -1) for g, x in zip(found, self.xs)])
+        return [np.array([row[i] for row in rows], x.dtype).reshape(len(rows), x.size) for i, x in enumerate(self.xs)]
+
+
+def _nondeterministic(subject: _Subject, rng: np.random.Generator, nondet_tol: float) -> Verdict | None:
+    for k, out in enumerate(subject.outputs):
+        v = _unit(rng, out.size, out.dtype)[None]
+        for i, (a, b) in enumerate(zip(subject.pulled(k, v), subject.pulled(k, v))):
+            change = float(np.max(np.abs(a - b), initial=0.0))
+            if change > nondet_tol:
+                message = f"input {subject.wanted[i]}: two backwards differ by {change:.3g}, expected at most {nondet_tol}"
+                return Verdict("fail", message, change, nondet_tol, 0.0)
+    return None
+
+
+def _compare(
+    subject: _Subject, rng: np.random.Generator, eps: float, atol: float | None, rtol: float, fast: bool, method: str
+) -> list[Verdict]:
+    """A verdict for each (output, input)."""
+    noise = _noise(subject, rng, eps)
+    cotangents = [_probes(rng, o.size, o.dtype, fast) for o in subject.outputs]
+    analytic = [subject.pulled(k, v) for k, v in enumerate(cotangents)]
+    blocks: dict[tuple[int, int], _Block] = {}
+    for i, x in enumerate(subject.xs):
+        directions = _probes(rng, x.size, x.dtype, fast)
+        slopes = _slopes(subject, i, directions, eps)
+        exact = _complex_slopes(subject, i, directions) if method == "complex" else None
+        for k, v in enumerate(cotangents):
+            block = _central(v, analytic[k][i], [(steps, moved[k]) for steps, moved in slopes], noise[k] / eps)
+            blocks[k, i] = block if exact is None else _refined(block, v, analytic[k][i], directions, exact[k])
+    largest = [max([np.max(np.abs(blocks[k, i].numeric), initial=0.0) for i in range(len(subject.xs))])
+               for k in range(len(subject.outputs))]
+    return [_judge(block, f"output {subject.kept[k]}, input {subject.wanted[i]}", largest[k], atol, rtol)
+            for (k, i), block in blocks.items()]
+
+
+@dataclass
+class _Block:
+    """What is known of one Jacobian, [cotangents, directions]."""
+
+    analytic: np.ndarray
+    numeric: np.ndarray
+    error: np.ndarray
+    uncertainty: np.ndarray
+    why: str = "noise or truncation of the differences"
+
+
+def _central(v: np.ndarray, pulled: np.ndarray, slopes: list[tuple[np.ndarray, np.ndarray]], noise: np.ndarray) -> _Block:
+    """Extrapolated central differences. The residual is taken at each step for the direction that rounding left of it."""
+    (u1, d1), (u2, d2) = slopes
+    v, pulled = v.astype(np.float64), pulled.astype(np.float64)
+    analytic = pulled @ u1.T
+    r1, r2 = v @ d1.T - analytic, v @ d2.T - pulled @ u2.T
+    residual = (4 * r1 - r2) / 3
+    rounding = np.sqrt(np.square(v) @ np.square(noise))[:, None]
+    lost = np.where((u1 == 0).all(1), np.inf, 0.0)  # the step was too small to move the input
+    return _Block(analytic, analytic + residual, np.abs(residual), np.abs(r1 - r2) + 3 * rounding + lost)
+
+
+def _refined(block: _Block, v: np.ndarray, pulled: np.ndarray, u: np.ndarray, exact: np.ndarray) -> _Block:
+    """Complex-step slopes in place of differences, unless the two contradict each other: then func is not analytic."""
+    numeric, analytic = v.astype(np.float64) @ exact.T, pulled.astype(np.float64) @ u.astype(np.float64).T
+    gap = np.abs(numeric - block.numeric)
+    if (gap > 4 * block.uncertainty + 1e-3 * np.abs(numeric)).any():
+        return _Block(analytic, numeric, np.abs(numeric - analytic), gap + block.error, "complex step against differences")
+    rounding = 64 * np.finfo(v.dtype).eps * np.max(np.abs(numeric), initial=0.0)
+    return _Block(analytic, numeric, np.abs(numeric - analytic), np.full(numeric.shape, rounding))
+
+
+def _judge(block: _Block, where: str, largest: float, atol: float | None, rtol: float) -> Verdict:
+    size = np.abs(block.numeric)
+    tolerance = (1e-5 * np.max(size, initial=0.0) if atol is None else atol) + rtol * size
+    finite = np.isfinite(block.numeric) & np.isfinite(block.analytic)
+    zero = np.maximum(size, np.abs(block.analytic)) <= block.uncertainty
+    zero &= block.uncertainty <= _ZERO * largest
+    passed = finite & (((block.error <= tolerance) & (block.uncertainty <= tolerance)) | zero)
+    failed = (finite & (block.error > tolerance + 2 * block.uncertainty)) | (~np.isfinite(block.analytic) & np.isfinite(size))
+    for outcome, those in (("fail", failed), ("inconclusive", ~passed & ~failed)):
+        if those.any():
+            at = np.unravel_index(np.argmax(np.where(those, np.nan_to_num(block.error, nan=np.inf), -1)), those.shape)
+            return _verdict(outcome, block, where, at, tolerance)
+    if not size.size:
+        return Verdict("pass", f"{where}: nothing to compare", 0.0, 0.0, 0.0)
+    return _verdict("pass", block, where, np.unravel_index(np.argmax(block.error), size.shape), tolerance)
+
+
+def _verdict(outcome: str, block: _Block, where: str, at: Any, tolerance: np.ndarray) -> Verdict:
+    a, n, e, t, u = (float(m[at]) for m in (block.analytic, block.numeric, block.error, tolerance, block.uncertainty))
+    entry = f"{where}, entry {tuple(int(j) for j in at)}: backward gives {a:.6g}"
+    tail = f"; {block.why} may be {u:.2g}, too much for a tolerance of {t:.2g}" if outcome == "inconclusive" else ""
+    return Verdict(outcome, f"{entry}, expected {n:.6g} within {t:.2g}{tail}", e, t, u)
+
+
+def _severity(verdict: Verdict) -> tuple[int, float]:
+    return ("fail", "inconclusive", "pass").index(verdict.outcome), -verdict.error
+
+
+# Evaluations ----------------------------------------------------------------------------------------------------------
+
+
+def _slopes(subject: _Subject, i: int, directions: np.ndarray, eps: float) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+    """For steps eps and 2 eps: (the directions that rounding left, [C, n]; for each output the slopes along them, [C, m])."""
+    found = []
+    for h in (eps, 2 * eps):
+        moves = [np.asarray(h * u, u.dtype).reshape(subject.xs[i].shape) for u in directions]
+        ends = [(subject.xs[i] + move, subject.xs[i] - move) for move in moves]
+        left = [_slope(up, down, h) for up, down in ends]
+        moved = [(_at(subject, i, up), _at(subject, i, down)) for up, down in ends]
+        slopes = [np.array([_slope(up[k], down[k], h) for up, down in moved]).reshape(len(directions), o.size)
+                  for k, o in enumerate(subject.outputs)]
+        found.append((np.array(left).reshape(len(directions), subject.xs[i].size), slopes))
+    return found
+
+
+def _slope(up: np.ndarray, down: np.ndarray, h: float) -> np.ndarray:
+    return (up.astype(np.float64) - down) / (2 * h)
+
+
+def _at(subject: _Subject, i: int, x: np.ndarray) -> list[np.ndarray]:
+    return subject.values([x if j == i else np.array(other) for j, other in enumerate(subject.xs)])
+
+
+def _complex_slopes(subject: _Subject, i: int, directions: np.ndarray) -> list[np.ndarray]:
+    """For each output Im f(x + ihu) / h along every direction, [C, m]."""
+    h, rows = _COMPLEX_STEP, []
+    for u in directions:
+        kind = np.result_type(u.dtype, np.complex64)
+        xs = [x.astype(np.result_type(x.dtype, np.complex64)) for x in subject.xs]
+        xs[i] = (subject.xs[i] + 1j * h * u.reshape(subject.xs[i].shape)).astype(kind)
+        rows.append([v.imag.astype(np.float64) / h for v in subject.complex_values(xs)])
+    return [np.array([row[k] for row in rows]).reshape(len(directions), o.size) for k, o in enumerate(subject.outputs)]
+
+
+def _noise(subject: _Subject, rng: np.random.Generator, eps: float) -> list[np.ndarray]:
+    """For each entry of each output the standard deviation of its noise; at least half of its last bit."""
+    directions = [rng.choice([-1.0, 1.0], x.shape) for x in subject.xs]
+    order, values = 6, []
+    for t in range(-4, 5):
+        values.append(subject.values([np.asarray(x + t * eps * d, x.dtype) for x, d in zip(subject.xs, directions)]))
+    scale = math.factorial(order) / math.sqrt(math.factorial(2 * order))
+    found = []
+    for k in range(len(subject.outputs)):
+        table = np.array([v[k] for v in values], np.float64)
+        spread = np.sqrt(np.mean(np.square(np.diff(table, order, axis=0)), 0)) * scale
+        last_bit = np.spacing(np.max(np.abs([v[k] for v in values]), 0)).astype(np.float64) / 2
+        found.append(np.maximum(np.nan_to_num(spread, nan=np.inf), last_bit))
+    return found
+
+
+def _probes(rng: np.random.Generator, n: int, dtype: Any, fast: bool) -> np.ndarray:
+    """Unit vectors of n entries: all of the basis, or a few in random directions."""
+    if not fast or n <= _DIRECTIONS:
+        return np.eye(n, dtype=dtype)
+    return np.array([_unit(rng, n, dtype) for _ in range(_DIRECTIONS)])
+
+
+def _unit(rng: np.random.Generator, n: int, dtype: Any) -> np.ndarray:
+    v = rng.standard_normal(n)
+    return np.asarray(v / max(float(np.sqrt(np.sum(v * v))), 1e-30), dtype)

@@ -1,0 +1,51 @@
+"""Trees: tensors in tuples, lists and dicts, as functional transforms take and return them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+def flatten(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """(leaves, rebuild): what is no tuple, list or dict, in order; rebuild(new leaves) gives a tree of the same form."""
+    children, build = _open(tree)
+    if build is None:
+        return [tree], lambda leaves: leaves[0]
+    parts = [flatten(child) for child in children]
+
+    def rebuild(leaves: list[Any]) -> Any:
+        rest = iter(leaves)
+        return build([part([next(rest) for _ in own]) for own, part in parts])
+
+    return [leaf for own, _ in parts for leaf in own], rebuild
+
+
+def tree_map(function: Callable[..., Any], tree: Any) -> Any:
+    """The tree with function(leaf) for each leaf."""
+    leaves, rebuild = flatten(tree)
+    return rebuild([function(leaf) for leaf in leaves])
+
+
+def same_leaves(who: str, tree: Any, like: Any) -> list[Any]:
+    """The leaves of a tree that must have the form of another. Errors: ValueError where it has not."""
+    (leaves, _), (wanted, _) = flatten(tree), flatten(like)
+    if _form(tree) != _form(like):
+        raise ValueError(f"{who}: got a tree of {len(leaves)} leaves and the form {_form(tree)}, expected {len(wanted)} "
+                         f"and {_form(like)}")
+    return leaves
+
+
+def _open(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any] | None]:
+    if isinstance(tree, dict):
+        return list(tree.values()), lambda values: type(tree)(zip(tree, values))
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return list(tree), lambda values: type(tree)(*values)
+    if isinstance(tree, tuple | list):
+        return list(tree), type(tree)
+    return [], None
+
+
+def _form(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _form(value) for key, value in tree.items()}
+    return type(tree)([_form(child) for child in tree]) if type(tree) in (tuple, list) else "·"

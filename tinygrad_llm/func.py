@@ -1,0 +1,39 @@
+"""Functional transforms under torch.func's names: derivatives as functions, and modules as functions of their parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tinygrad_llm.autograd import Tensor
+from tinygrad_llm.autograd.transforms import grad, grad_and_value, hessian, hvp, jacfwd, jacrev, jvp, value_and_grad, vjp
+from tinygrad_llm.nn import Module
+
+__all__ = [
+    "functional_call", "grad", "grad_and_value", "hessian", "hvp", "jacfwd", "jacrev", "jvp", "value_and_grad", "vjp",
+]
+
+
+def functional_call(
+    module: Module, parameters: Mapping[str, Tensor], args: Any = (), kwargs: Mapping[str, Any] | None = None
+) -> Any:
+    """module(*args, **kwargs) with the given tensors in place of its parameters of those names; the module stays as it was.
+
+    A parameter that several names share is replaced under all of them. Errors: KeyError for a name that it does not have,
+    ValueError for a shape that differs.
+    """
+    own = dict(module._all_parameters())
+    for name, value in parameters.items():
+        if name not in own:
+            raise KeyError(f"functional_call: parameters: got {name!r}, expected one of {list(own)[:5]}...")
+        if value.shape != own[name].shape:
+            raise ValueError(f"functional_call: {name}: got shape {value.shape}, expected {own[name].shape}")
+    replaced = {id(own[name]): value for name, value in parameters.items()}
+    places = [(owner, key, value) for owner in module.modules() for key, value in vars(owner).items() if id(value) in replaced]
+    try:
+        for owner, key, value in places:
+            vars(owner)[key] = replaced[id(value)]
+        return module(*(args if isinstance(args, tuple) else (args,)), **(kwargs or {}))
+    finally:
+        for owner, key, value in places:
+            vars(owner)[key] = value
