@@ -114,6 +114,14 @@ def floating(input: Any) -> Any:
     return x if x.dtype.kind == "f" else to(x, np.float32)
 
 
+def numeric(name: str, input: Any) -> Any:
+    """An operand, or DtypeError where it is of booleans, which torch refuses to negate or to order."""
+    x = as_tensor(input)
+    if x.dtype == np.bool_:
+        raise DtypeError(f"{name}: input: got dtype bool, expected numbers")
+    return x
+
+
 def only_floats(name: str, input: Any) -> Any:
     """An operand, or DtypeError where it is not floating: torch refuses the mean of integers."""
     x = as_tensor(input)
@@ -153,10 +161,10 @@ def _promoted_floats(operands: list[Any]) -> list[Any]:
 
 
 def unary(op: Op, real: bool = False) -> Callable[[Any], Tensor]:
-    """An op of one operand as a function; `real` makes float32 of integers."""
+    """An op of one operand as a function; `real` makes float32 of integers, and others take no booleans."""
 
     def function(input: Any) -> Tensor:
-        return apply(op, floating(input) if real else as_tensor(input))
+        return apply(op, floating(input) if real else numeric(op.name, input))
 
     return _named(function, op)
 

@@ -10,7 +10,7 @@ from tinygrad_llm.autograd import Tensor, apply
 from tinygrad_llm.functions.base import as_operand, as_tensor, binary, floating, promoted, result_type, to, unary
 from tinygrad_llm.ops import DtypeError, elementwise, reduce, shape
 
-neg, square, abs, relu = unary(elementwise.neg), unary(elementwise.square), unary(elementwise.abs), unary(elementwise.relu)
+neg, abs, relu = unary(elementwise.neg), unary(elementwise.abs), unary(elementwise.relu)
 exp, expm1 = unary(elementwise.exp, real=True), unary(elementwise.expm1, real=True)
 log, log1p = unary(elementwise.log, real=True), unary(elementwise.log1p, real=True)
 sqrt, tanh = unary(elementwise.sqrt, real=True), unary(elementwise.tanh, real=True)
@@ -29,10 +29,11 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
 
 
 def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
-    """input − alpha · other. Errors: DtypeError for two tensors of booleans."""
+    """input − alpha · other. Errors: DtypeError for booleans, as in torch."""
     x, y = as_operand(input), as_operand(other)
-    if getattr(x, "dtype", None) == np.bool_ == getattr(y, "dtype", None):
-        raise DtypeError("sub: input: got two tensors of booleans, expected numbers (or x ^ y)")
+    for name, a in (("input", x), ("other", y)):
+        if isinstance(a, bool) or getattr(a, "dtype", None) == np.bool_:
+            raise DtypeError(f"sub: {name}: got booleans, expected numbers (or ~x, x ^ y)")
     return _sub(x, y if alpha == 1 else mul(y, alpha))
 
 
@@ -55,6 +56,12 @@ def pow(input: Any, exponent: Any) -> Tensor:
     if result_type(x, y).kind in "iu" and np.any(np.asarray(y) < 0):
         raise ValueError("pow: exponent: got a negative integer for integers, expected a floating dtype")
     return _pow(x, y)
+
+
+def square(input: Any) -> Tensor:
+    """x². Booleans give int64, as a power of theirs does."""
+    x = as_tensor(input)
+    return apply(elementwise.square, to(x, np.int64) if x.dtype == np.bool_ else x)
 
 
 def reciprocal(input: Any) -> Tensor:

@@ -16,6 +16,7 @@ from tinygrad_llm.functions.base import (
     as_tensor,
     axis_of,
     floating,
+    numeric,
     only_floats,
     spelled,
     summable,
@@ -97,7 +98,7 @@ def _need_elements(name: str, x: Any, axis: int | None) -> None:
 @spelled
 def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """The index of the largest; the first of equals. No gradient."""
-    x = np.asarray(as_tensor(input))
+    x = np.asarray(numeric("argmax", input))
     axis = None if dim is None else axis_of("argmax", x, dim)
     _need_elements("argmax", x, axis)
     return Tensor.from_array(np.asarray(np.argmax(x, axis=axis if x.ndim else None, keepdims=keepdim)))
@@ -111,10 +112,11 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: An
     also where some of them are zero.
     """
     x = summable(input, dtype)
-    x = reshape(x, -1) if dim is None or not x.ndim else x
     axis = 0 if dim is None else axis_of("prod", x, dim)
-    x = _halved(transpose(x, axis, -1))
-    return transpose(x, axis, -1) if keepdim and dim is not None else squeeze(transpose(x, axis, -1), axis)
+    keepdim = keepdim and dim is not None and x.ndim > 0
+    x = reshape(x, -1) if dim is None or not x.ndim else x
+    out = transpose(_halved(transpose(x, axis, -1)), axis, -1)
+    return out if keepdim else squeeze(out, axis)
 
 
 def _halved(x: Any) -> Any:

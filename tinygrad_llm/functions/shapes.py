@@ -12,13 +12,14 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor, apply, unwrap_index
 from tinygrad_llm.functions.base import Dim, as_dims, as_tensor, axis_of, result_type, sizes_of, spelled, to
 from tinygrad_llm.functions.elementwise import where
-from tinygrad_llm.ops import IndexRangeError, ShapeError, shape
+from tinygrad_llm.ops import IndexRangeError, ShapeError
+from tinygrad_llm.ops import shape as moves
 from tinygrad_llm.ops.reduce import axes_of
 
 
-def reshape(input: Any, *shape_: Any) -> Tensor:
+def reshape(input: Any, *shape: Any) -> Tensor:
     """The same elements in row-major order under another shape; one size may be −1."""
-    return apply(shape.reshape, input, shape=sizes_of(shape_))
+    return apply(moves.reshape, input, shape=sizes_of(shape))
 
 
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
@@ -52,7 +53,7 @@ def unsqueeze(input: Any, dim: int) -> Tensor:
 
 def permute(input: Any, *dims: Any) -> Tensor:
     """Axis i of the result is axis dims[i] of input."""
-    return apply(shape.permute, input, dims=sizes_of(dims))
+    return apply(moves.permute, input, dims=sizes_of(dims))
 
 
 def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
@@ -93,7 +94,7 @@ def movedim(input: Any, source: Dim, destination: Dim) -> Tensor:
 def flip(input: Any, *dims: Any) -> Tensor:
     """The elements in reverse order along dims."""
     axes = sizes_of(dims)
-    return apply(shape.flip, input, dims=axes_of("flip", input, axes) if axes else ())
+    return apply(moves.flip, input, dims=axes_of("flip", input, axes) if axes else ())
 
 
 def roll(input: Any, shifts: int | tuple[int, ...], dims: Dim = None) -> Tensor:
@@ -113,9 +114,9 @@ def roll(input: Any, shifts: int | tuple[int, ...], dims: Dim = None) -> Tensor:
 # Repeated ----------------------------------------------------------------------------------------------------------------
 
 
-def broadcast_to(input: Any, size: Sequence[int]) -> Tensor:
+def broadcast_to(input: Any, shape: Sequence[int]) -> Tensor:
     """input repeated along new leading axes and along axes of size 1."""
-    return apply(shape.broadcast_to, input, shape=tuple(size))
+    return apply(moves.broadcast_to, input, shape=tuple(shape))
 
 
 def expand(input: Any, *sizes: Any) -> Tensor:
@@ -152,7 +153,7 @@ def cat(tensors: Sequence[Any], dim: int = 0) -> Tensor:
     if len({(x.ndim, x.dtype) for x in parts}) > 1:
         dtype = result_type(*parts)
         parts = [to(x, dtype) for x in parts if x.shape != (0,) or all(y.ndim == 1 for y in parts)]
-    return apply(shape.cat, *parts, dim=dim)
+    return apply(moves.cat, *parts, dim=dim)
 
 
 @spelled
@@ -220,7 +221,7 @@ def select(input: Any, dim: int, index: int) -> Tensor:
 
 def getitem(input: Any, index: Any) -> Tensor:
     """input[index], basic or advanced; unlike torch, slices may have negative steps."""
-    return apply(shape.getitem, input, index=unwrap_index(index))
+    return apply(moves.getitem, input, index=unwrap_index(index))
 
 
 # Parts of matrices -------------------------------------------------------------------------------------------------------

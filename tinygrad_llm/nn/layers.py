@@ -31,15 +31,22 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """Row i of weight for id i.   ids int [...] → [..., embedding_dim];  weight drawn from N(0, 1)"""
+    """Row i of weight for id i.   ids int [...] → [..., embedding_dim];  weight drawn from N(0, 1)
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, *,
+    The row padding_idx is zero at first, and has no gradient.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, *,
                  generator: np.random.Generator | None = None, dtype: Any = np.float32) -> None:
-        self.weight = Parameter(_generator(generator).standard_normal((num_embeddings, embedding_dim)), dtype=dtype)
+        self.padding_idx = padding_idx
+        weight = _generator(generator).standard_normal((num_embeddings, embedding_dim))
+        if padding_idx is not None:
+            weight[padding_idx] = 0
+        self.weight = Parameter(weight, dtype=dtype)
 
     def forward(self, input: Any) -> Tensor:
         """int [...] → [..., embedding_dim]"""
-        return F.embedding(input, self.weight)
+        return F.embedding(input, self.weight, self.padding_idx)
 
 
 class LayerNorm(Module):
@@ -56,6 +63,53 @@ class LayerNorm(Module):
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
+
+
+class RMSNorm(Module):
+    """weight · x / √(E[x²] + eps) over the last axes;  weight = 1 at first, eps by default that of the dtype"""
+
+    def __init__(self, normalized_shape: int | tuple[int, ...], eps: float | None = None, elementwise_affine: bool = True, *,
+                 dtype: Any = np.float32) -> None:
+        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        self.eps = eps
+        self.weight = Parameter(np.ones(self.normalized_shape), dtype=dtype) if elementwise_affine else None
+
+    def forward(self, input: Any) -> Tensor:
+        """[..., d] → [..., d]"""
+        return F.rms_norm(input, self.normalized_shape, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}"
+
+
+class ReLU(Module):
+    """max(x, 0)"""
+
+    def forward(self, input: Any) -> Tensor:
+        """[...] → [...]"""
+        return F.relu(input)
+
+
+class GELU(Module):
+    """x Φ(x);  approximate="tanh" is GPT-2's form"""
+
+    def __init__(self, approximate: str = "none") -> None:
+        self.approximate = approximate
+
+    def forward(self, input: Any) -> Tensor:
+        """[...] → [...]"""
+        return F.gelu(input, self.approximate)
+
+    def extra_repr(self) -> str:
+        return f"approximate={self.approximate!r}"
+
+
+class SiLU(Module):
+    """x σ(x)"""
+
+    def forward(self, input: Any) -> Tensor:
+        """[...] → [...]"""
+        return F.silu(input)
 
 
 class Dropout(Module):

@@ -1,0 +1,337 @@
+"""The whole set of public functions: that each is where torch has it, drawn calls, degenerate ones, dtypes and errors."""
+
+import inspect
+import itertools
+import math
+import re
+import warnings
+
+import functioncases
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as TF
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from opchecks import judge64
+
+import tinygrad_llm as tg
+from tinygrad_llm.autograd import grad
+
+INF, NAN = math.inf, math.nan
+some = settings(max_examples=max(5, settings.default.max_examples // 4))
+few = settings(max_examples=max(3, settings.default.max_examples // 20))
+
+
+@pytest.mark.parametrize("case", functioncases.CASES.values(), ids=functioncases.CASES)
+@some
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_drawn_call_is_torchs(case, seed):
+    assert functioncases.mistakes(case, seed) == []
+
+
+@pytest.mark.parametrize("case", functioncases.CASES.values(), ids=functioncases.CASES)
+@few
+@given(seed=st.integers(0, 2**32 - 1))
+def test_second_derivatives_are_torchs(case, seed):
+    call, arrays = case(functioncases.Draw(seed))
+    found = [second(m, call, arrays) for m in (tg, torch)]
+    assert [fail for a, b in zip(*found, strict=True) for fail in judge64("second order", a, b)] == []
+
+
+def second(m, call, arrays):
+    """The gradient of Σ⟨gradient, cos(gradient's place)⟩ with respect to each input; zeros where there is none."""
+    gradients = torch.autograd.grad if m is torch else grad
+    with warnings.catch_warnings(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        warnings.simplefilter("ignore", UserWarning)
+        inputs = [torch.tensor(a, requires_grad=True) if m is torch else tg.tensor(a, True) for a in arrays]
+        out = call(m, *inputs)
+        outs = [o for o in (out if isinstance(out, tuple) else [out]) if o.requires_grad]
+        loss = sum([(o * o * waves(m, o.shape)).sum() for o in outs])
+        first = gradients(loss, inputs, create_graph=True, allow_unused=True) if outs else []
+        twice = [(g * waves(m, g.shape)).sum() for g in first if g is not None and g.requires_grad]
+        found = gradients(sum(twice), inputs, allow_unused=True) if twice else [None] * len(inputs)
+    return [np.zeros_like(a) if g is None else g.detach().numpy() for a, g in zip(arrays, found)]
+
+
+def waves(m, shape):
+    return m.tensor(np.cos(np.arange(math.prod(shape))).reshape(tuple(shape)))
+
+
+# Every name is where torch has it ----------------------------------------------------------------------------------------
+
+NAMES = [
+    "abs", "add", "addmm", "amax", "amin", "argmax", "baddbmm", "bmm", "broadcast_to", "cat", "chunk", "clamp", "cos",
+    "cumsum", "diagonal", "div", "dot", "einsum", "erf", "exp", "expm1", "flatten", "flip", "gather", "index_add",
+    "index_put", "index_select", "log", "log1p", "log_softmax", "logsumexp", "masked_fill", "matmul", "max", "maximum",
+    "mean", "min", "minimum", "mm", "movedim", "mul", "mv", "narrow", "neg", "norm", "outer", "permute", "pow", "prod",
+    "reciprocal", "reshape", "roll", "rsqrt", "scatter_add", "select", "sigmoid", "sign", "sin", "softmax", "split", "sqrt",
+    "square", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "t", "take_along_dim", "tanh", "tile", "transpose",
+    "tril", "triu", "unbind", "unsqueeze", "var", "where", "relu",
+]
+METHODS = [*[name for name in NAMES if name not in ("cat", "einsum", "stack")], "expand", "repeat", "view", "to"]
+FUNCTIONAL = [
+    "cross_entropy", "dropout", "embedding", "gelu", "kl_div", "layer_norm", "linear", "log_softmax", "mse_loss",
+    "nll_loss", "one_hot", "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "softmin",
+    "softplus", "tanh",
+]
+MODULES = ["Dropout", "Embedding", "GELU", "LayerNorm", "Linear", "RMSNorm", "ReLU", "SiLU"]
+
+# What torch has and this library does not: output buffers, layouts, sparse gradients, writing in place, deprecated arguments
+LEFT_OUT = {"out", "sparse_grad", "inplace", "size_average", "reduce", "_stacklevel", "max_norm", "norm_type",
+            "scale_grad_by_freq", "sparse"}
+
+
+def torch_parameters(function):
+    """Names of the parameters, from the signature, or for a builtin from the first line of its documentation."""
+    if "signature" in dir(function) or inspect.isfunction(function):
+        names = list(inspect.signature(function).parameters)
+        return [] if names == ["args"] else [n for n in names if n not in LEFT_OUT]
+    first = re.match(r"\w+\((.*?)\)\s*(->|$)", (function.__doc__ or "").strip().replace("\n", " "))
+    if not first:
+        return []
+    text = re.sub(r"\[[^]]*\]*", "", first[1])
+    names = [re.split(r"[:=]", part)[0].strip() for part in text.split(",")]
+    return [n for n in names if n.isidentifier() and n not in LEFT_OUT]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_function_is_torchs(name):
+    check_parameters(getattr(tg, name), getattr(torch, name))
+
+
+@pytest.mark.parametrize("name", FUNCTIONAL)
+def test_nn_function_is_torchs(name):
+    check_parameters(getattr(tg.nn.functional, name), getattr(TF, name))
+
+
+def check_parameters(ours, theirs):
+    """Every parameter of torch's, by its name, in its order."""
+    mine = [n for n in inspect.signature(ours).parameters if not n.startswith("_")]
+    wanted = torch_parameters(theirs)
+    assert [n.rstrip("_") for n in mine if n.rstrip("_") in wanted] == wanted
+
+
+def test_linalg_has_vector_norm():
+    assert tg.linalg.vector_norm(tg.tensor([3.0, 4.0])).item() == 5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_is_where_torch_has_it(name):
+    assert callable(getattr(torch.Tensor, name))
+    assert callable(getattr(tg.Tensor, name))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_is_torchs(name):
+    ours, theirs = (list(inspect.signature(getattr(m.nn, name)).parameters) for m in (tg, torch))
+    assert [n for n in ours if n in theirs] == [n for n in theirs if n in ours]
+    assert set(ours) - set(theirs) <= {"generator", "bias"}
+
+
+def test_functions_are_tested():
+    drawn = {name.split(": ")[1].split()[0] for name in functioncases.CASES}
+    assert set(NAMES) | set(FUNCTIONAL) <= drawn | {"dropout", "sigmoid", "tanh"}
+
+
+# Kinks and degenerate inputs ---------------------------------------------------------------------------------------------
+
+TIES = [[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]
+EMPTY = np.zeros((2, 0, 3))
+DEGENERATE = {
+    "sum of nothing": (lambda m, x: m.sum(x, 1), EMPTY), "sum of all of nothing": (lambda m, x: m.sum(x), EMPTY),
+    "mean of nothing": (lambda m, x: m.mean(x, 1), EMPTY), "prod of nothing": (lambda m, x: m.prod(x, 1), EMPTY),
+    "prod of all of nothing": (lambda m, x: m.prod(x), EMPTY), "norm of nothing": (lambda m, x: m.norm(x, 2, 1), EMPTY),
+    "logsumexp of nothing": (lambda m, x: m.logsumexp(x, 1), EMPTY), "cumsum of nothing": (lambda m, x: m.cumsum(x, 1), EMPTY),
+    "var of nothing": (lambda m, x: m.var(x, 1), EMPTY), "std of one": (lambda m, x: m.std(x), [2.0]),
+    "softmax of nothing": (lambda m, x: m.softmax(x, 1), EMPTY),
+    "einsum of nothing": (lambda m, x: m.einsum("ijk->ik", x), EMPTY),
+    "max of empty rows": (lambda m, x: tuple(m.max(x, 1)), np.zeros((0, 3))),
+    "amax ties": (lambda m, x: m.amax(x, 1), TIES), "amin ties": (lambda m, x: m.amin(x, 0), TIES),
+    "max of all, ties": (lambda m, x: m.max(x), TIES), "min of all, ties": (lambda m, x: m.min(x), TIES),
+    "max ties": (lambda m, x: tuple(m.max(x, 1)), TIES), "min ties": (lambda m, x: tuple(m.min(x, 1, True)), TIES),
+    "max of nan": (lambda m, x: tuple(m.max(x, 1)), [[1.0, NAN, 3.0], [NAN, NAN, 0.0]]),
+    "max of 0-d": (lambda m, x: m.max(x), 3.0),
+    "max of two": (lambda m, x: m.max(x, m.tensor([2.0, 2.0, 2.0])), TIES),
+    "max 0-d dim": (lambda m, x: tuple(m.max(x, 0)), 3.0),
+    "pow 0": (lambda m, x: m.pow(x, 0), [0.0, -2.0, 3.0]), "pow 1": (lambda m, x: m.pow(x, 1), [0.0, -2.0]),
+    "pow 2": (lambda m, x: m.pow(x, 2), [0.0, -2.0]), "pow half": (lambda m, x: m.pow(x, 0.5), [0.0, 4.0]),
+    "pow -1": (lambda m, x: m.pow(x, -1), [0.0, 4.0]), "0 to powers": (lambda m, x: m.pow(0.0, x), [0.0, 2.0, 0.5]),
+    "2 to powers": (lambda m, x: 2**x, [0.0, 2.0, -1.0]),
+    "pow tensors": (lambda m, x, y: m.pow(x, y), [0.0, 0.0, 0.0, -2.0], [0.0, 1.0, 2.0, 2.0]),
+    "prod one zero": (lambda m, x: m.prod(x), [2.0, 0.0, 3.0]),
+    "prod two zeros": (lambda m, x: m.prod(x), [2.0, 0.0, 0.0, 5.0]),
+    "prod rows": (lambda m, x: m.prod(x, 1), [[0.0, 2.0], [0.0, 0.0], [1.0, 3.0]]),
+    "prod of 0-d": (lambda m, x: m.prod(x), 3.0),
+    **{f"norm {p} at 0": (lambda m, x, p=p: m.norm(x, p, 1), [[0.0, 0.0], [0.0, 2.0], [-3.0, 4.0]])
+       for p in (0, 0.5, 1, 1.5, 2, 3, INF, -INF)},
+    "vector_norm at 0": (lambda m, x: m.linalg.vector_norm(x), [0.0, 0.0]), "norm of 0-d": (lambda m, x: m.norm(x), -3.0),
+    "std of equals": (lambda m, x: m.std(x, 1), [[2.0, 2.0, 2.0], [1.0, 2.0, 4.0]]),
+    "var of equals": (lambda m, x: m.var(x, 1), [[2.0, 2.0, 2.0], [1.0, 2.0, 4.0]]),
+    "var of one": (lambda m, x: m.var(x), [2.0]),
+    "std without correction": (lambda m, x: m.std(x, correction=0), [2.0]),
+    "clamp at its bounds": (lambda m, x: m.clamp(x, -1, 1), [-1.0, 1.0, 0.0, 2.0, NAN, INF]),
+    "clamp crossed": (lambda m, x: m.clamp(x, 2, 1), [0.0, 1.5, 3.0]),
+    "clamp one": (lambda m, x: m.clamp(x, max=0), [0.0, 1.0]),
+    "clamp tensors at bounds": (lambda m, x, y: m.clamp(x, y), [1.0, 0.0], [1.0, 1.0]),
+    "where numbers": (lambda m, x: m.where(x > 0, 1.0, 0.5) * x, [1.0, -1.0]),
+    "where number": (lambda m, x: m.where(x > 0, x, 0), [1.0, -1.0, NAN]),
+    "where 0-d": (lambda m, x: m.where(x > 0, x, x), 3.0),
+    "logsumexp of -inf": (lambda m, x: m.logsumexp(x, 1), [[-INF, -INF], [-INF, 1.0]]),
+    "logsumexp of inf": (lambda m, x: m.logsumexp(x, 1), [[INF, 1.0], [1e4, 1e4]]),
+    "sign": (lambda m, x: m.sign(x), [0.0, -2.0, 3.0, INF]), "abs at 0": (lambda m, x: m.abs(x), [0.0, -0.0]),
+    "rsqrt at 0": (lambda m, x: m.rsqrt(x), [0.0, INF, 4.0]), "reciprocal at 0": (lambda m, x: m.reciprocal(x), [0.0, INF]),
+    "log1p": (lambda m, x: m.log1p(x), [-1.0, 0.0, 1e-20, INF]), "expm1": (lambda m, x: m.expm1(x), [-1e3, 0.0, 1e-20, 1e3]),
+    "div floor": (lambda m, x, y: m.div(x, y, rounding_mode="floor"), [7.0, -7.0], [2.0, 2.0]),
+    "div trunc": (lambda m, x, y: m.div(x, y, rounding_mode="trunc"), [7.0, -7.0], [2.0, 2.0]),
+    "cumsum of 0-d": (lambda m, x: m.cumsum(x, 0), 3.0), "softmax of 0-d": (lambda m, x: m.softmax(x, 0), 3.0),
+    "addmm without input": (lambda m, x, y: m.addmm(m.tensor(NAN, dtype=y.dtype), x, y, beta=0), [[1.0]], [[2.0]]),
+    "mm of nothing": (lambda m, x, y: m.mm(x, y), np.zeros((2, 0)), np.zeros((0, 3))),
+    "dot of nothing": (lambda m, x, y: m.dot(x, y), np.zeros(0), np.zeros(0)),
+    "cat of nothing": (lambda m, x, y: m.cat([x, y], 1), EMPTY, np.ones((2, 2, 3))),
+    "cat with shape (0,)": (lambda m, x, y: m.cat([x, y]), np.zeros(0), np.ones((2, 3))),
+    "flip of nothing": (lambda m, x: m.flip(x, (0, 1)), EMPTY), "roll of nothing": (lambda m, x: m.roll(x, 1, 1), EMPTY),
+    "roll of 0-d": (lambda m, x: m.roll(x, 1), 3.0), "chunk of nothing": (lambda m, x: tuple(m.chunk(x, 3, 1)), EMPTY),
+    "split of nothing": (lambda m, x: tuple(m.split(x, 3, 1)), EMPTY),
+    "diagonal too far": (lambda m, x: m.diagonal(x, 9), TIES),
+    "transpose of 0-d": (lambda m, x: m.transpose(x, 0, -1), 3.0), "t of 0-d": (lambda m, x: m.t(x), 3.0),
+    "tile of 0-d": (lambda m, x: m.tile(x, (2, 2)), 3.0), "repeat no times": (lambda m, x: x.repeat(0, 2), TIES),
+    "gather repeated": (lambda m, x: m.gather(x, 1, m.tensor(np.array([[2, 2, 2], [0, 0, 1]]))), TIES),
+    "index_select none": (lambda m, x: m.index_select(x, 1, m.tensor(np.zeros(0, np.int64))), TIES),
+    "index_put nowhere": (lambda m, x: m.index_put(x, (m.tensor(np.zeros(0, np.int64)),), m.tensor(1.0, dtype=x.dtype)), TIES),
+    "softplus past its threshold": (lambda m, x: m.nn.functional.softplus(x), [20.0, 20.5, 1e4, -1e4, 0.0]),
+    "silu": (lambda m, x: m.nn.functional.silu(x), [0.0, -1e4, 1e4]),
+    "rms_norm of zeros": (lambda m, x: m.nn.functional.rms_norm(x, (2,)), [[0.0, 0.0], [1e-20, 1.0]]),
+    "kl_div of zeros": (lambda m, x: m.nn.functional.kl_div(x, m.tensor([0.0, 1.0], dtype=x.dtype), reduction="sum"),
+                        [-1.0, -2.0]),
+    **{f"nll_loss, all ignored, {how}": (lambda m, x, how=how: m.nn.functional.nll_loss(
+        x, m.tensor(np.full(2, -100)), reduction=how), TIES) for how in ("mean", "sum", "none")},
+    "nll_loss of -inf at an ignored row": (lambda m, x: m.nn.functional.nll_loss(x, m.tensor(np.array([1, -100]))),
+                                           [[-1.0, -2.0], [-INF, -INF]]),
+    "mse_loss of nothing": (lambda m, x: m.nn.functional.mse_loss(x, x * 2), EMPTY),
+    "attention that sees nothing": (lambda m, x: m.nn.functional.scaled_dot_product_attention(
+        x, x, x, m.tensor(np.array([[False, False], [True, False]]))), [[[1.0, 2.0], [3.0, 4.0]]]),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate_calls_are_torchs(name):
+    call, *arrays = DEGENERATE[name]
+    with np.errstate(all="ignore"):
+        assert functioncases.mistakes(lambda _: (call, [np.array(a, np.float64) for a in arrays]), 0) == []
+
+
+# Dtypes ------------------------------------------------------------------------------------------------------------------
+
+DTYPES = [np.float16, np.float32, np.float64, np.int64, np.int32, np.uint8, np.bool_]
+BINARY = ["add", "sub", "mul", "div", "pow", "maximum", "minimum", "where", "comparison"]
+UNARY = ["neg", "exp", "sqrt", "square", "abs", "sign", "sum", "mean", "prod", "amax", "cumsum", "logsumexp", "softmax", "var",
+         "sigmoid", "argmax", "norm", "log1p", "relu", "reciprocal", "clamp"]
+
+
+def outcome(call):
+    """(dtype name, values), or None where the call is refused."""
+    try:
+        out = call()
+    except (TypeError, RuntimeError, ValueError):
+        return None
+    return str(out.dtype).removeprefix("torch."), np.asarray(out.detach().numpy() if hasattr(out, "detach") else out)
+
+
+def same_outcome(call):
+    ours, theirs = outcome(lambda: call(tg)), outcome(lambda: call(torch))
+    if theirs is None or ours is None:
+        assert ours is theirs
+    else:
+        assert ours[0] == theirs[0]
+        np.testing.assert_allclose(ours[1].astype(np.float64), theirs[1].astype(np.float64), rtol=2e-3)
+
+
+operands = st.one_of(
+    st.tuples(st.sampled_from(DTYPES), st.sampled_from([(), (2,), (2, 2)])), st.sampled_from([2, 2.5, True]),
+)
+
+
+@settings(max_examples=2 * settings.default.max_examples)
+@given(name=st.sampled_from(BINARY), one=operands, other=operands)
+def test_dtypes_of_two_operands_are_torchs(name, one, other):
+    """Floats beat integers beat booleans; 0-d tensors and Python numbers count only where they are of a higher kind."""
+    if not isinstance(one, tuple) and not isinstance(other, tuple):
+        return
+    if name in ("maximum", "minimum") and not (isinstance(one, tuple) and isinstance(other, tuple)):
+        return  # torch takes tensors only, where NumPy takes numbers too
+    def made(m, x, start):
+        if not isinstance(x, tuple):
+            return x
+        dtype, shape = x
+        return m.tensor((np.arange(start, start + math.prod(shape)).reshape(shape) % 2 + 1).astype(dtype))
+    def call(m):
+        x, y = made(m, one, 0), made(m, other, 1)
+        if name == "where":
+            return m.where(m.tensor(np.array([True, False])), x, y)
+        return x * 1 == y if name == "comparison" else getattr(m, name)(x, y)
+    same_outcome(call)
+
+
+@pytest.mark.parametrize(("name", "dtype"), itertools.product(UNARY, DTYPES))
+def test_dtypes_of_one_operand_are_torchs(name, dtype):
+    more = {"cumsum": (0,), "logsumexp": (0,), "softmax": (0,), "clamp": (0, 1)}.get(name, ())
+    same_outcome(lambda m: getattr(m, name)(m.tensor(np.array([1, 0, 2]).astype(dtype)), *more))
+
+
+# Errors ------------------------------------------------------------------------------------------------------------------
+
+X = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+REFUSED = {
+    "sum dim": lambda m, x: m.sum(x, 2), "max dim": lambda m, x: m.max(x, 2), "argmax dim": lambda m, x: m.argmax(x, -3),
+    "prod dim": lambda m, x: m.prod(x, 2), "cumsum dim": lambda m, x: m.cumsum(x, 2), "mm ranks": lambda m, x: m.mm(x, x[0]),
+    "mm sizes": lambda m, x: m.mm(x, x), "bmm ranks": lambda m, x: m.bmm(x, x), "bmm batch": lambda m, x: m.bmm(
+        m.zeros(2, 1, 1), m.zeros(3, 1, 1)), "dot ranks": lambda m, x: m.dot(x, x), "mv": lambda m, x: m.mv(x, x),
+    "dot sizes": lambda m, x: m.dot(x[0], x[0][:2]), "outer": lambda m, x: m.outer(x, x), "addmm": lambda m, x: m.addmm(
+        x, x, x), "baddbmm": lambda m, x: m.baddbmm(x, x, x), "clamp nothing": lambda m, x: m.clamp(x),
+    "einsum count": lambda m, x: m.einsum("ij,jk", x), "einsum rank": lambda m, x: m.einsum("ijk", x),
+    "einsum sizes": lambda m, x: m.einsum("ij,ij", x, x.T), "einsum output": lambda m, x: m.einsum("ij->k", x),
+    "einsum twice": lambda m, x: m.einsum("ij->ii", x), "einsum letter": lambda m, x: m.einsum("i!->i", x),
+    "t": lambda m, x: m.t(m.zeros(2, 2, 2)), "movedim": lambda m, x: m.movedim(x, (0, 1), (0,)),
+    "movedim twice": lambda m, x: m.movedim(x, (0, 0), (0, 1)), "flip dim": lambda m, x: m.flip(x, (2,)),
+    "flip twice": lambda m, x: m.flip(x, (0, 0)), "roll": lambda m, x: m.roll(x, (1, 2), 0), "tril": lambda m, x: m.tril(x[0]),
+    "repeat": lambda m, x: x.repeat(2), "chunk": lambda m, x: m.chunk(x, 0), "split sizes": lambda m, x: m.split(x, [1, 3]),
+    "narrow": lambda m, x: m.narrow(x, 0, 1, 2), "narrow length": lambda m, x: m.narrow(x, 0, 0, -1),
+    "select": lambda m, x: m.select(x, 1, 3), "diagonal": lambda m, x: m.diagonal(x, 0, 1, 1), "stack": lambda m, x: m.stack(
+        [x, x.T]), "stack none": lambda m, x: m.stack([]), "unbind 0-d": lambda m, x: m.unbind(m.tensor(1.0)),
+    "gather high": lambda m, x: m.gather(x, 1, m.tensor(np.array([[3]]))), "gather low": lambda m, x: m.gather(
+        x, 1, m.tensor(np.array([[-1]]))), "gather rank": lambda m, x: m.gather(x, 1, m.tensor(np.array([0]))),
+    "gather size": lambda m, x: m.gather(x, 1, m.tensor(np.zeros((3, 1), np.int64))), "gather floats": lambda m, x: m.gather(
+        x, 1, x), "index_select high": lambda m, x: m.index_select(x, 0, m.tensor(np.array([2]))),
+    "index_select rank": lambda m, x: m.index_select(x, 0, m.tensor(np.array([[0]]))),
+    "index_add size": lambda m, x: m.index_add(x, 0, m.tensor(np.array([0, 1, 1])), x),
+    "index_add dtype": lambda m, x: m.index_add(x, 0, m.tensor(np.array([0, 1])), m.tensor(np.ones((2, 3)))),
+    "scatter_add size": lambda m, x: m.scatter_add(x, 1, m.tensor(np.zeros((2, 4), np.int64)), x),
+    "index_put": lambda m, x: m.index_put(x, (m.tensor(np.array([5])),), m.tensor(1.0)),
+    "index_put shape": lambda m, x: m.index_put(x, (m.tensor(np.array([0])),), m.zeros(2)),
+    "masked_fill": lambda m, x: m.masked_fill(x, x > 0, x), "norm nuc": lambda m, x: m.norm(x[0], "nuc"),
+    "mean of integers": lambda m, x: m.mean(m.tensor([1, 2])), "pow of integers": lambda m, x: m.pow(m.tensor([2]), -1),
+    "sub of booleans": lambda m, x: m.sub(x > 0, x > 0), "rms_norm": lambda m, x: m.nn.functional.rms_norm(x, (2,)),
+    "rounding_mode": lambda m, x: m.div(x, x, rounding_mode="up"), "nll_loss class": lambda m, x: m.nn.functional.nll_loss(
+        x, m.tensor(np.array([0, 3]))), "nll_loss shape": lambda m, x: m.nn.functional.nll_loss(x, m.tensor(np.array([0]))),
+    "nll_loss reduction": lambda m, x: m.nn.functional.nll_loss(x, m.tensor(np.array([0, 0])), reduction="max"),
+    "mse_loss reduction": lambda m, x: m.nn.functional.mse_loss(x, x, reduction="max"),
+    "one_hot low": lambda m, x: m.nn.functional.one_hot(m.tensor([-1])), "one_hot high": lambda m, x: m.nn.functional.one_hot(
+        m.tensor([3]), 3), "one_hot none": lambda m, x: m.nn.functional.one_hot(m.tensor(np.zeros(0, np.int64))),
+    "one_hot floats": lambda m, x: m.nn.functional.one_hot(x), "padding_idx": lambda m, x: m.nn.functional.embedding(
+        m.tensor([0]), x, padding_idx=2), "gqa": lambda m, x: m.nn.functional.scaled_dot_product_attention(
+        m.zeros(1, 3, 2, 2), m.zeros(1, 2, 2, 2), m.zeros(1, 2, 2, 2), enable_gqa=True),
+    "silu of integers": lambda m, x: m.nn.functional.silu(m.tensor([1])), "a pair": lambda m, x: x + m.max(x, 0),
+}
+
+
+@pytest.mark.parametrize("call", REFUSED.values(), ids=REFUSED)
+def test_what_torch_refuses_is_refused_in_one_line(call):
+    with pytest.raises((RuntimeError, IndexError, TypeError, ValueError, AssertionError)):
+        call(torch, torch.tensor(X))
+    with pytest.raises((RuntimeError, IndexError, TypeError, ValueError)) as caught:
+        call(tg, tg.tensor(X))
+    message = str(caught.value)
+    assert "got " in message
+    assert "expected " in message
+    assert "\n" not in message
