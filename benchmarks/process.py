@@ -86,8 +86,8 @@ class Worker:
     def _died(self) -> WorkerError:
         self.process.wait()
         self.stderr.seek(0)
-        said = self.stderr.read().strip().splitlines()
-        return WorkerError(f"{self.side.name}: ended with code {self.process.returncode}" + f": {said[-1]}" * bool(said))
+        said = "".join(f": {line}" for line in self.stderr.read().strip().splitlines()[-1:])
+        return WorkerError(f"{self.side.name}: ended with code {self.process.returncode}{said}")
 
 
 class Workers(dict[str, Worker]):

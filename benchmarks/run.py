@@ -45,7 +45,7 @@ def train(cases: Sequence[Case], sides: Sequence[Side], plan: Plan) -> Iterator[
     yield from _peaks(sides, plan)
     for case in cases:
         with Workers(sides, plan.threads) as workers:
-            yield from _train_case(case, workers, plan, memory=True)
+            yield from _until_it_fails(_train_case(case, workers, plan, memory=True), "train", case)
     yield from _peaks(sides, plan)
 
 
@@ -53,14 +53,14 @@ def crossover(cases: Sequence[Case], sides: Sequence[Side], plan: Plan) -> Itera
     """The same over a map of cases, in the same processes, so without memory."""
     with Workers(sides, plan.threads) as workers:
         for case in cases:
-            yield from _train_case(case, workers, plan, memory=False)
+            yield from _until_it_fails(_train_case(case, workers, plan, memory=False), "train", case)
 
 
 def decode(cases: Sequence[Case], sides: Sequence[Side], plan: Plan, tokens: int) -> Iterator[Record]:
     """Greedy decoding after a prompt of PROMPT tokens; agreement is equality of the tokens."""
     for case in cases:
         with Workers(sides, plan.threads) as workers:
-            yield from _decode_case(case, workers, plan, tokens)
+            yield from _until_it_fails(_decode_case(case, workers, plan, tokens), "decode", case)
 
 
 def single_ops(ops: Sequence[Op], sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
@@ -163,7 +163,7 @@ def _flat(answer: dict[str, Any]) -> list[float]:
 
 def _peaks(sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
     """For each library the fastest of a few large float32 products."""
-    for side in {side.library: side for side in reversed(sides)}.values():
+    for side in {side.library: side for side in reversed(sides)}.values() if GEMM_SIZES else ():
         try:
             with Worker(side, plan.threads) as worker:
                 sizes = {n: worker.ask("gemm", size=n, at_least=GEMM_SECONDS)["gflops"] for n in GEMM_SIZES}
@@ -193,6 +193,15 @@ def _timed(
     peak = {"peak_mb": worker.peak_mb()} if memory else {}
     return {"kind": kind, "side": worker.side.name, "library": worker.side.library, **about, **_who(worker),
             "seconds": list(seconds), **summary(seconds), **busy, **peak}
+
+
+def _until_it_fails(records: Iterator[Record], what: str, case: Case) -> Iterator[Record]:
+    """The records; where a side fails in the middle of its turns, that is the last of this case."""
+    try:
+        yield from records
+    except WorkerError as error:
+        side, _, why = str(error).partition(": ")
+        yield {"kind": "absent", "what": what, "case": case.to_dict(), "side": side, "why": why}
 
 
 def _who(worker: Worker) -> dict[str, Any]:

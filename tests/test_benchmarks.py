@@ -1,0 +1,357 @@
+"""The benchmarks' harness: turns, agreement before ratios, records, reports, mistakes. Never how fast anything is."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import textwrap
+
+import numpy as np
+import pytest
+
+from benchmarks import machine, measure, run, sides
+from benchmarks.__main__ import main
+from benchmarks.cases import GRID, find_cases
+from benchmarks.inputs import draw_batches, draw_state
+from benchmarks.micro import BOTH, FORWARD, find_ops
+from benchmarks.process import Worker, WorkerError
+from benchmarks.report import write_report
+
+TOY = GRID["toy"]
+QUICK = run.Plan(rounds=2, steps=2, seconds=1e-4, threads=1)
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """No pauses, tiny matrix products, and float64 of our own where a test does not need torch."""
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
+    monkeypatch.setattr(run, "GEMM_SIZES", (16,))
+    monkeypatch.setattr(run, "GEMM_SECONDS", 0.01)
+    monkeypatch.setattr(run, "TRUTH", ("numpy",))
+
+
+@pytest.fixture
+def other(tmp_path, monkeypatch):
+    """Makes a side that is this library but for the methods given as source."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def make(name, source="", ours=False):
+        body = textwrap.indent(textwrap.dedent(source) or "pass", "    ")
+        header = "import os\nfrom benchmarks.sides import numpy_eager\n\nclass Engine(numpy_eager.Engine):\n"
+        (tmp_path / f"{name}.py").write_text(header + body)
+        side = sides.Side(name, name, "numpy", "made by a test", ours=ours)
+        monkeypatch.setitem(sides.SIDES, name, side)
+        return side
+
+    return make
+
+
+def of(records, kind):
+    return [record for record in records if record["kind"] == kind]
+
+
+# How ------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_round_gives_each_side_one_turn_in_the_same_order():
+    calls = []
+    turns = {name: lambda number, name=name: calls.append((number, name)) or len(calls) for name in "ABC"}
+    results = measure.interleave(turns, 3, pause=0.0)
+    assert calls == [(number, name) for number in range(3) for name in "ABC"]
+    assert results == {"A": [1, 4, 7], "B": [2, 5, 8], "C": [3, 6, 9]}
+
+
+def test_results_agree_only_if_both_are_as_good_as_the_other():
+    truth = [2.0, 1.5]
+    assert measure.disagreement([2.0, 1.5], [2.00001, 1.5], truth) is None
+    assert "ours" in measure.disagreement([2.0, 1.6], [2.0, 1.5], truth)
+    assert "theirs" in measure.disagreement([2.0, 1.5], [2.0, 1.6], truth)
+    assert "theirs" in measure.disagreement([2.0, 1.5], [2.0, float("nan")], truth)
+    assert measure.disagreement([2.0, 1.6], [2.0, 1.6], truth) is not None, "wrong in the same way is wrong"
+
+
+def test_a_ratio_is_taken_round_by_round():
+    record = measure.ratio_record("a", "b", {"a": [1.0, 2.0, 4.0], "b": [2.0, 2.0, 2.0]}, None)
+    assert record["rounds"] == [2.0, 1.0, 0.5]
+    assert (record["median"], record["low"], record["high"], record["best"]) == (1.0, 0.5, 2.0, 2.0)
+
+
+def test_a_ratio_of_sides_that_disagree_is_refused():
+    record = measure.ratio_record("a", "b", {"a": [1.0], "b": [2.0]}, "ours: different")
+    assert not record["agree"]
+    assert [record[key] for key in ("rounds", "median", "low", "high", "best")] == [None] * 5
+
+
+def test_flops_are_those_of_the_products_in_a_step():
+    n, d, layer_products = TOY.tokens, TOY.d_model, [(1, 3), (1, 1), (1, 4), (4, 1)]
+    forward = TOY.n_layers * sum(2 * n * into * d * out * d for into, out in layer_products) + 2 * n * d * TOY.vocab
+    seen = sum(t + 1 for t in range(TOY.context)) * TOY.batch * TOY.n_layers
+    assert TOY.flops == 3 * (forward + seen * 2 * (d + d))
+
+
+def test_weights_and_batches_are_functions_of_the_seed_alone():
+    shapes = {"tok_embed.weight": (11, 8), "norm1.weight": (8,), "norm1.bias": (8,)}
+    one, two = draw_state(shapes, 0), draw_state(dict(reversed(shapes.items())), 0)
+    assert all(np.array_equal(one[name], two[name]) and one[name].dtype == np.float32 for name in shapes)
+    assert not np.array_equal(one["tok_embed.weight"], draw_state(shapes, 1)["tok_embed.weight"])
+    later, all_ = draw_batches(TOY, 0, 2, 1), draw_batches(TOY, 0, 0, 3)
+    assert np.array_equal(later[0][0], all_[2][0])
+    assert np.array_equal(all_[0][0][:, 1:], all_[0][1][:, :-1]), "targets are the next tokens"
+
+
+def test_no_thread_variable_is_set_that_the_user_did_not_ask_for(monkeypatch):
+    for name in machine.THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert machine.thread_environment(None) == machine.thread_environment(machine.cores()) == {}
+    assert machine.thread_environment(machine.cores() + 1)["OPENBLAS_NUM_THREADS"] == str(machine.cores() + 1)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert machine.thread_environment(None) == {}
+    assert machine.thread_environment(machine.cores())["OMP_NUM_THREADS"] == str(machine.cores())
+
+
+# What comes of it -----------------------------------------------------------------------------------------------------
+
+
+def test_two_equal_sides_give_times_memory_and_a_ratio(other):
+    records = list(run.train([TOY], [sides.SIDES["numpy"], other("twin")], QUICK))
+    assert [r["kind"] for r in records] == ["gemm", "train", "train", "ratio", "gemm"]
+    ours, theirs = of(records, "train")
+    assert ours["losses"] == theirs["losses"]
+    assert len(ours["losses"]) == 4
+    assert len(ours["seconds"]) == 2
+    assert ours["peak_mb"] > 10
+    assert ours["flops"] == TOY.flops
+    (ratio,) = of(records, "ratio")
+    assert ratio["agree"]
+    assert ratio["rounds"] == [b / a for a, b in zip(ours["seconds"], theirs["seconds"])]
+
+
+def test_a_side_with_other_losses_gets_no_ratio_in_record_or_report(other, tmp_path):
+    wrong = other("wrong", "def steps(self, batches): return [0.999 * loss for loss in super().steps(batches)]")
+    records = list(run.train([TOY], [sides.SIDES["numpy"], wrong], QUICK))
+    (ratio,) = of(records, "ratio")
+    assert ratio["median"] is None
+    assert "theirs" in ratio["why_not"]
+    write_report([[head("run"), *records, {"kind": "end"}]], tmp_path / "r.md")
+    assert "refused: results differ" in (tmp_path / "r.md").read_text(encoding="utf-8")
+
+
+@needs_torch
+def test_ours_and_torch_agree_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "GEMM_SIZES", ())
+    out, report = tmp_path / "run.jsonl", tmp_path / "results.md"
+    arguments = ["--grid", "toy", "--sides", "numpy,torch-sdpa", "--rounds", "2", "--steps", "3", "--threads", "1"]
+    assert main(["run", *arguments, "--out", str(out)]) == 0
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert records[0]["kind"] == "machine"
+    assert records[-1]["kind"] == "end"
+    assert [r["side"] for r in of(records, "train")] == ["numpy", "torch-sdpa"]
+    assert all(r["agree"] and r["median"] > 0 for r in of(records, "ratio"))
+    assert main(["report", str(out), "--out", str(report)]) == 0
+    text = report.read_text(encoding="utf-8")
+    assert "torch-sdpa / numpy" in text
+    assert "refused" not in text
+
+
+@needs_torch
+def test_attention_written_out_is_the_references():
+    import torch
+
+    from benchmarks.sides.pytorch import NaiveAttention
+    from reference.model import Attention
+
+    naive, fused = NaiveAttention(TOY.config, dtype=torch.float64), Attention(TOY.config, dtype=torch.float64)
+    fused.load_state_dict(naive.state_dict())
+    x = torch.randn(3, TOY.context, TOY.d_model, dtype=torch.float64)
+    torch.testing.assert_close(naive(x), fused(x))
+
+
+def test_decoding_is_compared_by_its_tokens(other):
+    wrong = other("wrong", "def continued(self, prompt, count): return [0] + super().continued(prompt, count)[1:]")
+    case = dataclasses.replace(TOY, context=8)
+    records = list(run.decode([case], [sides.SIDES["numpy"], other("twin"), wrong], QUICK, tokens=4))
+    assert {r["against"]: r["agree"] for r in of(records, "ratio")} == {"twin": True, "wrong": False}
+    assert all(r["tokens"] == 4 for r in of(records, "decode"))
+
+
+def test_single_ops_are_compared_by_results_and_gradients(other):
+    wrong = other("wrong", """
+        def op(self, name, seed, dtype="float32"):
+            answer = super().op(name, seed, dtype)
+            answer["values"][-1][0] += 0.01
+            return answer
+    """)
+    ops = find_ops(["layer_norm", "AdamW [384"])
+    records = list(run.single_ops(ops, [sides.SIDES["numpy"], other("twin"), wrong], QUICK))
+    found = {(r["name"].split()[0], r["direction"], r["against"]): r["agree"] for r in of(records, "ratio")}
+    assert found == {
+        (name, what, side): side == "twin" for side in ("twin", "wrong")
+        for name, what in (("layer_norm", FORWARD), ("layer_norm", BOTH), ("AdamW", "step"))
+    }
+
+
+def test_every_op_runs_on_our_side():
+    from benchmarks.sides.numpy_eager import Engine
+
+    engine = Engine()
+    for op in find_ops(["linear [2048", "relu", "gelu", "cross_entropy [3072", "causal attention [32"]):
+        assert all(np.isfinite(values).all() for values in engine.op(op.name, 0)["values"])
+        assert engine.op_time(BOTH, 1)["seconds"] > 0
+
+
+@pytest.mark.parametrize(("source", "reason"), [
+    ("def __init__(self, threads=None): raise RuntimeError('no such device')", "no such device"),
+    ("def steps(self, batches): os._exit(3)", "ended with code 3"),
+    ("def steps(self, batches): raise MemoryError('too large')", "too large"),
+])
+def test_a_side_that_fails_is_absent_with_its_reason_and_the_others_are_measured(other, source, reason):
+    records = list(run.train([TOY], [sides.SIDES["numpy"], other("broken", source)], QUICK))
+    assert [r["side"] for r in of(records, "train")] == ["numpy"]
+    assert reason in next(r["why"] for r in of(records, "absent") if r["what"] == "train")
+
+
+def test_a_side_that_fails_in_its_turn_ends_the_case_and_not_the_run(other):
+    late = other("late", """
+        def steps(self, batches):
+            self.turns = getattr(self, "turns", 0) + 1
+            if self.turns > 3 and self.case.d_model == 8:
+                raise MemoryError("too large")
+            return super().steps(batches)
+    """)
+    cases = [TOY, dataclasses.replace(TOY, d_model=16)]
+    records = list(run.crossover(cases, [sides.SIDES["numpy"], late], QUICK))
+    assert [(r["side"], r["why"]) for r in of(records, "absent")] == [("late", "MemoryError: too large")]
+    assert {r["case"]["d_model"] for r in of(records, "ratio")} == {16}
+
+
+def test_a_worker_is_gone_when_its_block_is_left(other):
+    with pytest.raises(KeyboardInterrupt), Worker(other("twin")) as worker:
+        raise KeyboardInterrupt
+    assert worker.process.returncode is not None
+    with pytest.raises(WorkerError, match="ValueError"), Worker(other("twin")) as worker:
+        worker.ask("something else")
+
+
+def test_what_a_side_prints_does_not_disturb_the_answers(other):
+    with Worker(other("loud", "def describe(self): print('hello'); os.system('echo hello'); return {}")) as worker:
+        assert worker.ask("describe") == {}
+
+
+@pytest.mark.skipif(not machine.PROC.is_dir(), reason="needs /proc")
+def test_the_peak_counts_the_children(other):
+    child = """
+        def describe(self):
+            import subprocess, sys
+            self.child = subprocess.Popen([sys.executable, "-c", "x = bytearray(80_000_000); print(1); input()"],
+                                          stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            return {"line": self.child.stdout.readline().decode()}
+    """
+    with Worker(other("parent", child)) as worker:
+        alone = worker.peak_mb()
+        worker.ask("describe")
+        assert worker.peak_mb() > alone + 75
+
+
+# The report -----------------------------------------------------------------------------------------------------------
+
+
+def head(name, **more):
+    machine_ = {"cpu": "A CPU", "cores": 2, "memory_gb": 8.0, "system": "Linux", "python": "3.12", "environment": {},
+                "date": "2026-01-02 03:04 UTC", "commit": "abc", "load": 0.25, "asked": {"rounds": 3}}
+    return {"kind": "machine", "run": name, **machine_, **more}
+
+
+def timed(kind, side, median, **more):
+    engine = {"about": side, "threads": 2}
+    return {"kind": kind, "side": side, "library": side, "engine": engine, "case": TOY.to_dict(), "tokens": 8, "steps": 1,
+            "flops": 10**9, "median": median, "low": median / 2, "high": median * 2, "others_cores": 0.02,
+            "peak_mb": 1234.0, "load_before": 0.25, "load_after": 1.5, **more}
+
+
+def ratio(median, case=TOY, **more):
+    return {"kind": "ratio", "what": "train", "ours": "numpy", "against": "torch-sdpa", "agree": True, "why_not": None,
+            "case": case.to_dict(), "median": median, "low": 1.0, "high": 3.0, "best": 2.5, **more}
+
+
+def rendered(folder, *runs):
+    write_report(list(runs), folder / "results.md")
+    return (folder / "results.md").read_text(encoding="utf-8")
+
+
+def test_a_report_says_what_was_measured_where_and_how_busy_it_was(tmp_path):
+    gemm = {"kind": "gemm", "library": "numpy", "gflops": 100.0, "load": 0.3}
+    records = [head("run"), gemm, timed("train", "numpy", 0.02), ratio(2.0), {"kind": "end", "load": 1.0}]
+    text = rendered(tmp_path, records)
+    assert "A CPU, 2 cores" in text
+    assert "2026-01-02 03:04 UTC, commit abc" in text
+    assert "Load average (ours included): 0.25 at the start, 1.0 at the end, at most 1.5." in text
+    assert "| toy | numpy | 20 (10–40) | 400 | 50 | 50.0% | 1,234 | 0.02 |" in text
+    assert "| toy | 2 (1–3); 2.5 |" in text
+    assert "Provisional" not in text
+    busy = [{**r, "others_cores": 0.7} if r["kind"] == "train" else r for r in records]
+    assert "**Provisional**: other processes kept 0.7 to 0.7 of the 2 cores busy" in rendered(tmp_path, busy)
+
+
+def test_a_report_says_what_was_not_measured(tmp_path):
+    absent = {"kind": "absent", "what": "train", "side": "torch-cuda", "why": "no cuda device", "case": TOY.to_dict()}
+    text = rendered(tmp_path, [head("run"), absent, timed("train", "numpy", 0.02)]).partition("## Not measured")[2]
+    assert "torch-cuda: no cuda device (toy)" in text
+    assert "of the grid: S0, S1, S2, S3, S4" in text
+    assert "`crossover`: no file was given" in text
+    assert "`run` ends early" in text
+
+
+def test_the_crossover_is_a_table_and_a_plot_with_the_same_bytes_each_time(tmp_path):
+    pytest.importorskip("matplotlib")
+    cases = [dataclasses.replace(TOY, d_model=d, context=t) for d in (32, 64) for t in (8, 16)]
+    records = [head("crossover"), *(ratio(0.5 + i, case) for i, case in enumerate(cases)), {"kind": "end", "load": 1.0}]
+    text = rendered(tmp_path, records)
+    assert "| d = 32 | 0.5; 2.5 | 1.5; 2.5 |" in text
+    (plot,) = (tmp_path / "figures").glob("crossover-*.svg")
+    first = plot.read_bytes()
+    rendered(tmp_path, records)
+    assert plot.read_bytes() == first
+    assert f"figures/{plot.name}" in text
+
+
+def test_ops_and_decoding_have_their_tables(tmp_path):
+    op = {"name": "relu", "what": FORWARD, "unit": "byte", "work": 2e6}
+    ops = [head("ops"), timed("op", "numpy", 1e-3, **op), ratio(2.0, **{**op, "what": "op", "direction": FORWARD})]
+    decode = [head("decode"), timed("decode", "numpy", 0.5), ratio(2.0)]
+    text = rendered(tmp_path, ops, decode)
+    assert "| relu | forward | 1, 2 GB/s | 2 (1–3); 2.5 |" in text
+    assert "| toy | numpy | 8 | 16 | 62.5 (31.2–125) | 1,234 |" in text
+
+
+# Mistakes -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (["run", "--grid", "S9", "--out", "x"], "grid: got 'S9', expected some of toy, S0"),
+    (["run", "--sides", "jax", "--out", "x"], "sides: got 'jax', expected some of numpy"),
+    (["run", "--sides", "numpy,numpy", "--out", "x"], "sides: got 'numpy' twice"),
+    (["run", "--rounds", "0", "--out", "x"], "got '0', expected an integer >= 1"),
+    (["run", "--out", __file__], "expected a new file"),
+    (["run", "--out", os.path.join("no", "such", "folder")], "No such file"),
+    (["run"], "--out"),
+    (["ops", "--ops", "conv", "--out", "x"], "ops: got 'conv'"),
+    (["ops", "--seconds", "nan", "--out", "x"], "got 'nan', expected a number > 0"),
+    (["crossover", "--batch", "1,x", "--out", "x"], "got 'x', expected an integer >= 1"),
+    (["walk"], "invalid choice: 'walk'"),
+    ([], "COMMAND"),
+    (["report", __file__, "--out", "x"], "test_benchmarks.py: line 1: got "),
+    (["report", "missing.jsonl", "--out", "x"], "No such file"),
+])
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert expected in error
+    assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+def test_the_activation_is_part_of_the_case():
+    assert find_cases(["S1"], "gelu")[0].config.activation == "gelu"
