@@ -82,7 +82,12 @@ class AdamW:
         state = self.state.setdefault(id(p), {}) or self._new_state(p, group)
         state["step"] += 1
         moments = [state[name] for name in MOMENTS if name in state]
-        p._write(lambda a: [_descend(*part, group, state["step"]) for part in _chunks(a, g, *moments)])
+
+        def write(array: np.ndarray) -> None:
+            for pieces in _chunks(array, g, *moments):
+                _descend(*pieces, group, state["step"])
+
+        p._write(write)
 
     def _new_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         names = MOMENTS if group["amsgrad"] else MOMENTS[:2]
