@@ -35,7 +35,9 @@ def backward(
     holders = {id(_place(x)): x for x in wanted}
     with set_grad_enabled(create_graph):
         for place, gradient, owned in _walk(tensors, gradients, list(holders), retain_graph, create_graph):
-            _accumulate(holders.get(id(place), place), gradient, owned, create_graph)
+            holder = holders.get(id(place), place)
+            if not holder.retains_grad:  # or it has it already
+                _accumulate(holder, gradient, owned, create_graph)
 
 
 def grad(

@@ -214,7 +214,8 @@ def _central(v: np.ndarray, pulled: np.ndarray, slopes: list[tuple[np.ndarray, n
     residual = (4 * r1 - r2) / 3
     rounding = np.sqrt(np.square(v) @ np.square(noise))[:, None]
     lost = np.where((u1 == 0).all(1), np.inf, 0.0)  # the step was too small to move the input
-    return _Block(analytic, analytic + residual, np.abs(residual), np.abs(r1 - r2) + 3 * rounding + lost)
+    numeric = np.where(np.isfinite(analytic), analytic + residual, v @ d1.T)
+    return _Block(analytic, numeric, np.abs(residual), np.abs(r1 - r2) + 3 * rounding + lost)
 
 
 def _refined(block: _Block, v: np.ndarray, pulled: np.ndarray, u: np.ndarray, exact: np.ndarray) -> _Block:
