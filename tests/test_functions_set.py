@@ -165,6 +165,7 @@ DEGENERATE = {
     "prod of 0-d": (lambda m, x: m.prod(x), 3.0),
     **{f"norm {p} at 0": (lambda m, x, p=p: m.norm(x, p, 1), [[0.0, 0.0], [0.0, 2.0], [-3.0, 4.0]])
        for p in (0, 0.5, 1, 1.5, 2, 3, INF, -INF)},
+    "vector_norm 0 over the first axis": (lambda m, x: m.linalg.vector_norm(x, 0, 0), TIES),
     "vector_norm at 0": (lambda m, x: m.linalg.vector_norm(x), [0.0, 0.0]), "norm of 0-d": (lambda m, x: m.norm(x), -3.0),
     "std of equals": (lambda m, x: m.std(x, 1), [[2.0, 2.0, 2.0], [1.0, 2.0, 4.0]]),
     "var of equals": (lambda m, x: m.var(x, 1), [[2.0, 2.0, 2.0], [1.0, 2.0, 4.0]]),
@@ -335,3 +336,45 @@ def test_what_torch_refuses_is_refused_in_one_line(call):
     assert "got " in message
     assert "expected " in message
     assert "\n" not in message
+
+
+def test_slices_with_negative_steps_are_numpys():
+    """torch refuses them; NumPy does not, and nothing about them is ambiguous."""
+    x = tg.tensor(X, True)
+    np.testing.assert_array_equal(x[::-1, 2:0:-1].numpy(), X[::-1, 2:0:-1])
+    g = np.arange(4.0, dtype=np.float32).reshape(2, 2)
+    (d,) = grad(x[::-1, 2:0:-1], x, g)
+    np.testing.assert_array_equal(d.numpy(), [[0, 3, 2], [0, 1, 0]])
+
+
+def test_flip_and_roll_copy():
+    """In torch they are no views: a later write into the input does not show."""
+    x = tg.tensor(X)
+    flipped, rolled = tg.flip(x, 0), tg.roll(x, 0, 0)
+    x.zero_()
+    assert flipped.numpy().any()
+    assert rolled.numpy().any()
+
+
+def test_the_last_value_of_a_repeated_place_stays_and_takes_the_gradient():
+    x, y = tg.tensor([1.0, 2.0], True), tg.tensor([3.0, 4.0], True)
+    out = tg.index_put(x, (tg.tensor([0, 0]),), y)
+    assert out.tolist() == [4, 2]
+    (out * tg.tensor([5.0, 7.0])).sum().backward()
+    assert (x.grad.tolist(), y.grad.tolist()) == ([0, 7], [0, 5])
+
+
+def test_modules_are_torchs():
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    made = [(m.nn.RMSNorm(4), m.nn.RMSNorm((3, 4), 1e-3), m.nn.RMSNorm(4, elementwise_affine=False), m.nn.GELU(),
+             m.nn.GELU("tanh"), m.nn.SiLU(), m.nn.ReLU()) for m in (tg, torch)]
+    for ours, theirs in zip(*made):
+        np.testing.assert_allclose(ours(tg.tensor(x)).numpy(), theirs(torch.tensor(x)).detach().numpy(), rtol=1e-5, atol=1e-6)
+        assert [n for n, _ in ours.named_parameters()] == [n for n, _ in theirs.named_parameters()]
+
+
+def test_the_padding_row_is_zero_and_stays_so():
+    layer = tg.nn.Embedding(5, 3, padding_idx=-1)
+    assert not layer.weight.numpy()[-1].any()
+    layer(np.array([4, 0, 4])).sum().backward()
+    assert layer.weight.grad.numpy().any(1).tolist() == [True, False, False, False, False]

@@ -18,9 +18,9 @@ sin, cos = unary(elementwise.sin, real=True), unary(elementwise.cos, real=True)
 sigmoid, erf = unary(elementwise.sigmoid, real=True), unary(elementwise.erf, real=True)
 
 mul, maximum, minimum = binary(elementwise.mul), binary(elementwise.maximum), binary(elementwise.minimum)
-_add, _sub, _div, _pow = (
-    binary(elementwise.add), binary(elementwise.sub), binary(elementwise.div), binary(elementwise.pow)
-)
+_add, _sub, _pow = binary(elementwise.add), binary(elementwise.sub), binary(elementwise.pow)
+_BOOL = np.dtype(np.bool_)
+_REAL = np.dtype(np.float32)  # what a Python number counts as in a division
 
 
 def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
@@ -31,9 +31,8 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
 def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     """input − alpha · other. Errors: DtypeError for booleans, as in torch."""
     x, y = as_operand(input), as_operand(other)
-    for name, a in (("input", x), ("other", y)):
-        if isinstance(a, bool) or getattr(a, "dtype", None) == np.bool_:
-            raise DtypeError(f"sub: {name}: got booleans, expected numbers (or ~x, x ^ y)")
+    if _BOOL in (getattr(x, "dtype", None), getattr(y, "dtype", None)) or isinstance(x, bool) or isinstance(y, bool):
+        raise DtypeError("sub: got booleans, expected numbers (or ~x, x ^ y)")
     return _sub(x, y if alpha == 1 else mul(y, alpha))
 
 
@@ -41,21 +40,23 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """input / other; integers give float32. rounding_mode "floor" or "trunc" rounds, and lets no gradient through."""
     x, y = promoted(as_operand(input), as_operand(other))
     if rounding_mode is None:
-        return _div(*[to(a, np.float32) if hasattr(a, "dtype") and a.dtype.kind != "f" else a for a in (x, y)])
+        return apply(elementwise.div, *[a if getattr(a, "dtype", _REAL).kind == "f" else to(a, np.float32) for a in (x, y)])
     if rounding_mode not in ("floor", "trunc"):
         raise ValueError(f"div: rounding_mode: got {rounding_mode!r}, expected None, 'floor' or 'trunc'")
     a, b = [np.asarray(v, result_type(x, y)) for v in (x, y)]
     if rounding_mode == "floor":
-        return _flat(np.floor_divide(a, b), x, y)
-    return _flat(np.trunc(a / b) if a.dtype.kind == "f" else np.abs(a) // np.abs(b) * np.sign(a) * np.sign(b), x, y)
+        return without_slope(np.floor_divide(a, b), x, y)
+    return without_slope(np.trunc(a / b) if a.dtype.kind == "f" else np.abs(a) // np.abs(b) * np.sign(a) * np.sign(b), x, y)
 
 
 def pow(input: Any, exponent: Any) -> Tensor:
     """input to the power of exponent. Errors: ValueError for integers to negative powers, which are no integers."""
-    x, y = as_operand(input), as_operand(exponent)
-    if result_type(x, y).kind in "iu" and np.any(np.asarray(y) < 0):
-        raise ValueError("pow: exponent: got a negative integer for integers, expected a floating dtype")
-    return _pow(x, y)
+    try:
+        return _pow(input, exponent)
+    except ValueError as error:
+        if "negative integer" not in str(error):
+            raise
+        raise ValueError("pow: exponent: got a negative integer for integers, expected a floating dtype") from None
 
 
 def square(input: Any) -> Tensor:
@@ -66,21 +67,21 @@ def square(input: Any) -> Tensor:
 
 def reciprocal(input: Any) -> Tensor:
     """1 / x.   dx = −g / x²"""
-    return _div(1.0, floating(input))
+    return div(1.0, floating(input))
 
 
 def rsqrt(input: Any) -> Tensor:
     """1 / √x.   dx = −g / (2 x √x)"""
-    return _div(1.0, sqrt(input))
+    return div(1.0, sqrt(input))
 
 
 def sign(input: Any) -> Tensor:
     """−1, 0 or 1. The gradient is zero everywhere."""
     x = as_tensor(input)
-    return _flat(np.asarray(x) if x.dtype == np.bool_ else np.sign(np.asarray(x)), x)
+    return without_slope(np.asarray(x) if x.dtype == np.bool_ else np.sign(np.asarray(x)), x)
 
 
-def _flat(values: Any, *inputs: Any) -> Tensor:
+def without_slope(values: Any, *inputs: Any) -> Tensor:
     """The values as a function of the inputs whose gradient is zero: to add the sum of none of x changes nothing."""
     out = Tensor.from_array(np.asarray(values))
     for x in inputs:

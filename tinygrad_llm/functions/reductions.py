@@ -22,7 +22,7 @@ from tinygrad_llm.functions.base import (
     summable,
     to,
 )
-from tinygrad_llm.functions.elementwise import _flat, abs, maximum, minimum, mul, pow, sqrt, square, where
+from tinygrad_llm.functions.elementwise import abs, maximum, minimum, mul, pow, sqrt, square, where, without_slope
 from tinygrad_llm.functions.indexing import take_along_dim
 from tinygrad_llm.functions.shapes import cat, reshape, squeeze, transpose
 from tinygrad_llm.ops import Op, elementwise, nn, reduce
@@ -201,7 +201,8 @@ def vector_norm(input: Any, ord: float = 2, dim: Dim = None, keepdim: bool = Fal
     """
     x = only_floats("vector_norm", input if dtype is None else to(as_tensor(input), dtype))
     if ord == 0:
-        return _flat(np.sum(np.asarray(x) != 0, as_dims(dim) or None, keepdims=keepdim).astype(x.dtype), x)
+        count = np.sum(np.asarray(x) != 0, axes_of("vector_norm", x, as_dims(dim)), keepdims=keepdim)
+        return without_slope(count.astype(x.dtype), x)
     if math.isinf(ord):
         return (amax if ord > 0 else amin)(abs(x), dim, keepdim)
     if ord in (1, 2):

@@ -169,15 +169,16 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Tensor:
 @spelled
 def split(tensor: Any, split_size_or_sections: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
     """Pieces of one size along dim, the last may be smaller; or pieces of the sizes that a list gives."""
-    n, sizes = tensor.shape[_split_axis("split", tensor, dim)], split_size_or_sections
+    axis, sizes = _split_axis("split", tensor, dim), split_size_or_sections
+    n, lead = tensor.shape[axis], (slice(None),) * axis
     if isinstance(sizes, int):
         if sizes < (n > 0):
             raise ValueError(f"split: split_size: got {sizes}, expected at least 1")
         sizes = [min(sizes, n - at) for at in range(0, n, sizes)] if n else [0]
     if sum(sizes) != n or min(sizes, default=0) < 0:
         raise ShapeError(f"split: split_sizes: got {tuple(sizes)}, expected sizes that add up to {n}")
-    starts = itertools.accumulate(sizes, initial=0)
-    return tuple(narrow(tensor, dim, start, size) for start, size in zip(starts, sizes))
+    ends = list(itertools.accumulate(sizes))
+    return tuple(getitem(tensor, (*lead, slice(end - size, end))) for end, size in zip(ends, sizes))
 
 
 @spelled
