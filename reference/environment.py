@@ -27,7 +27,7 @@ def environment(seed: int, arguments: Sequence[str] | None = None) -> dict[str, 
         "devices": ", ".join(available_devices()),
         "precision": precision(),
         "seed": str(seed),
-        "command": " ".join(sys.argv if arguments is None else arguments),
+        "command": " ".join(["tinygrad-llm", *(sys.argv[1:] if arguments is None else arguments)]),
     }
 
 

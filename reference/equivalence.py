@@ -81,10 +81,10 @@ def compare_models(
     weights = random_state(config, seed) if state is None else state
     known = {} if known is None else known
     for dtype in () if known else ("float64", "float32"):
-        known[dtype] = _results(torch_model(config, weights, dtype), ids, targets)
+        known[dtype] = model_results(torch_model(config, weights, dtype), ids, targets)
     truth, theirs = known["float64"], known["float32"]
-    ours64 = _results(our_model(make_ours, weights, "float64"), ids, targets)
-    ours32 = _results(our_model(make_ours, weights, "float32"), ids, targets)
+    ours64 = model_results(our_model(make_ours, weights, "float64"), ids, targets)
+    ours32 = model_results(our_model(make_ours, weights, "float32"), ids, targets)
     _check_names(ours64, truth)
     _check_names(ours32, truth)
     gradient_scale = scale_of(value for name, value in truth.items() if name.startswith(GRADIENT))
@@ -185,10 +185,14 @@ def _cast(weights: Mapping[str, np.ndarray], dtype: str) -> Arrays:
 
 def _inputs(model: Any, *arrays: Any) -> list[Any]:
     arrays = tuple(np.asarray(array, np.int64) for array in arrays)
-    return [torch.tensor(array) if isinstance(model, torch.nn.Module) else array for array in arrays]
+    if not isinstance(model, torch.nn.Module):
+        return list(arrays)
+    device = next(model.parameters()).device
+    return [torch.tensor(array, device=device) for array in arrays]
 
 
-def _results(model: Any, ids: Any, targets: Any) -> Arrays:
+def model_results(model: Any, ids: Any, targets: Any) -> Arrays:
+    """logits, loss, "grad NAME": of our model or of torch's, on whatever device that is."""
     ids, targets = _inputs(model, ids, targets)
     loss = model.loss(ids, targets)
     loss.backward()

@@ -249,10 +249,13 @@ def test_tokenize_counts_a_whole_corpus_and_a_file(text, capsys):
 # check ---------------------------------------------------------------------------------------------------------------
 
 
+SMALL_CHECK = ["check", "--d-model", 8, "--context-length", 4, "--vocab-size", 11]
+
+
 def test_check_finds_all_equal_and_ends_with_a_sentence(tmp_path, capsys):
     pytest.importorskip("torch")
-    words = ["check", "--d-model", 8, "--context-length", 4, "--steps", 3, "--vocab-size", 11]
-    code, out, err = run(capsys, *words, "--json", tmp_path / "check.json")
+    files = ["--json", tmp_path / "check.json", "--html", tmp_path / "check.html"]
+    code, out, err = run(capsys, *SMALL_CHECK, "--model", "--training", "--steps", 3, "--control-steps", 20, *files)
     assert (code, err) == (0, "")
     last = " ".join(out.split("\n\n")[-1].split())
     result = json.loads((tmp_path / "check.json").read_text())
@@ -260,11 +263,24 @@ def test_check_finds_all_equal_and_ends_with_a_sentence(tmp_path, capsys):
     assert result["passed"]
     assert {"logits", "loss", "grad lm_head.weight", "losses of 3 steps"} <= {row["name"] for row in result["comparisons"]}
     assert max(map(len, out.splitlines())) <= 80
+    assert len(out.splitlines()) < 50
+    assert (tmp_path / "check.html").read_text().startswith("<!doctype html>")
+
+
+def test_check_shows_the_sections_that_are_named_and_every_row_if_asked(capsys):
+    pytest.importorskip("torch")
+    code, out, err = run(capsys, "check", "--ops")
+    assert (code, err) == (0, "")
+    assert "MODEL" not in out
+    assert re.search(r"OPS: \d+, each with random cotangents", out)
+    full = run(capsys, "check", "--ops", "--full")[1]
+    assert len(full.splitlines()) > len(out.splitlines()) + 50
+    assert max(map(len, full.splitlines())) <= 80
 
 
 def test_check_takes_trained_weights(trained, capsys):
     pytest.importorskip("torch")
-    code, out, _ = run(capsys, "check", "--checkpoint", trained, "--steps", 0, "--batch-size", 2)
+    code, out, _ = run(capsys, "check", "--model", "--checkpoint", trained, "--batch-size", 2)
     assert code == 0
     assert str(trained) in out
 
@@ -278,11 +294,48 @@ def test_check_that_finds_a_difference_says_which_and_exits_with_1(capsys, monke
             return super().loss(ids, targets) * 1.001
 
     monkeypatch.setattr(check, "Transformer", Wrong)
-    words = ["check", "--d-model", 8, "--context-length", 4, "--steps", 0, "--vocab-size", 11]
-    code, out, _ = run(capsys, *words, "--json", tmp_path / "check.json")
+    code, out, _ = run(capsys, *SMALL_CHECK, "--model", "--json", tmp_path / "check.json")
     assert code == 1
     assert "the first is loss in float64" in " ".join(out.split())
     assert not json.loads((tmp_path / "check.json").read_text())["passed"]
+
+
+def test_check_of_a_device(capsys, tmp_path):
+    torch = pytest.importorskip("torch")
+    code, out, err = run(capsys, *SMALL_CHECK, "--device", "cpu", "--json", tmp_path / "device.json")
+    assert (code, err) == (0, "")
+    assert "Neither device is wrong" in out
+    assert "TF32" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert json.loads((tmp_path / "device.json").read_text())["passed"]
+    if not torch.cuda.is_available():
+        code, out, err = run(capsys, *SMALL_CHECK, "--device", "cuda")
+        assert (code, out) == (2, "")
+        assert re.fullmatch(r"tinygrad-llm: device: got 'cuda', expected one that is available here: .*\n", err)
+
+
+def test_check_of_two_functions(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    (tmp_path / "mine_of_test.py").write_text(
+        "import numpy as np, torch\n"
+        "def np_norm(x, w):\n    c = x - x.mean(-1, keepdims=True)\n"
+        "    return w * c / np.sqrt((c * c).mean(-1, keepdims=True) + 1e-5)\n"
+        "def np_wrong(x, w):\n    return np_norm(x, w) + w * 1e-3\n"
+        "def torch_norm(x, w):\n    return torch.nn.functional.layer_norm(x, w.shape, w)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    pair = ["check", "--inputs", "*B N>1; N", "--functions"]
+    code, out, err = run(capsys, *pair, "mine_of_test:np_norm,mine_of_test:torch_norm")
+    assert (code, err) == (0, "")
+    assert "Both round" in out
+    assert max(map(len, out.splitlines())) <= 80
+    code, out, _ = run(capsys, *pair, "mine_of_test:np_wrong,mine_of_test:torch_norm", "--json", tmp_path / "out.json")
+    assert code == 1
+    assert "Yours is wrong, in output" in out
+    assert not json.loads((tmp_path / "out.json").read_text())["passed"]
+    assert run(capsys, *pair, "mine_of_test:absent,mine_of_test:torch_norm")[0] == 2
+    assert run(capsys, "check", "--functions", "a:b,c:d")[0] == 2
+    assert run(capsys, *pair, "mine_of_test:np_norm,mine_of_test:torch_norm", "--inputs", "not a shape")[0] == 2
 
 
 # settings, help, bugs ------------------------------------------------------------------------------------------------

@@ -64,11 +64,21 @@ def _refuse(error: Exception, debug: bool) -> int:
 def reference_package() -> Any:
     """The package `reference`, loaded with PyTorch; the one place where tinygrad_llm reaches for either."""
     try:
+        import reference.activations
         import reference.bridge
+        import reference.devices
+        import reference.environment
         import reference.equivalence
+        import reference.functions
+        import reference.html
+        import reference.killtable
         import reference.model
+        import reference.ops_report
+        import reference.pack
         import reference.report
+        import reference.sections
         import reference.train
+        import reference.trajectories
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "torch":
             raise
