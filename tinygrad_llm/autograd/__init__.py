@@ -9,9 +9,11 @@ from tinygrad_llm.autograd.hooks import RemovableHandle
 from tinygrad_llm.autograd.modes import (
     detect_anomaly,
     enable_grad,
+    is_anomaly_check_nan_enabled,
     is_anomaly_enabled,
     is_grad_enabled,
     no_grad,
+    set_detect_anomaly,
     set_grad_enabled,
 )
 from tinygrad_llm.autograd.tensor import NUMPY, Tensor, apply, as_array, unwrap_index
@@ -20,6 +22,7 @@ from tinygrad_llm.autograd.writes import inplace
 __all__ = [
     "NUMPY", "AnomalyError", "AutogradError", "GradcheckError", "InconclusiveError", "Node", "RemovableHandle", "Tensor",
     "Verdict", "WriteError", "apply", "as_array", "backward", "checkpoint", "detect_anomaly", "enable_grad",
-    "functional", "grad", "gradcheck", "gradgradcheck", "inplace", "is_anomaly_enabled", "is_grad_enabled", "no_grad",
-    "saved_arrays", "set_grad_enabled", "unwrap_index",
+    "functional", "grad", "gradcheck", "gradgradcheck", "inplace", "is_anomaly_check_nan_enabled",
+    "is_anomaly_enabled", "is_grad_enabled", "no_grad", "saved_arrays", "set_detect_anomaly", "set_grad_enabled",
+    "unwrap_index",
 ]

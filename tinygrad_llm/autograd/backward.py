@@ -14,7 +14,7 @@ import numpy as np
 
 from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node
 from tinygrad_llm.autograd.hooks import run_hooks
-from tinygrad_llm.autograd.modes import is_anomaly_enabled, set_grad_enabled
+from tinygrad_llm.autograd.modes import is_anomaly_check_nan_enabled, set_grad_enabled
 from tinygrad_llm.ops import Op
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _check_fits(node: Node, i: int, parent: Any, g: Any) -> None:
             f"{node.op.name}: the gradient of argument {i} has shape {g.shape} and dtype {g.dtype}, "
             f"expected {parent.shape} and {parent.dtype}"
         )
-    if is_anomaly_enabled() and not np.isfinite(np.asarray(g)).all():
+    if is_anomaly_check_nan_enabled() and not np.isfinite(np.asarray(g)).all():
         what = "nan" if np.isnan(np.asarray(g)).any() else "inf"
         where = f"called at {node.line}" if node.line else "outside of detect_anomaly(), so that its line is not known"
         raise AnomalyError(f"backward of {node.op.name} gave {what} for argument {i}; its forward was {where}")

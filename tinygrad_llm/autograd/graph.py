@@ -73,6 +73,7 @@ class Node:
                 raise AutogradError(
                     f"{self.op.name}: backward needs a tensor that was modified in place: it is at version "
                     f"{version.count}, expected {seen}. Write to a copy, or call backward() before writing"
+                    + (f"; its forward was called at {self.line}" if self.line else "")
                 )
 
     def release(self) -> None:

@@ -14,6 +14,7 @@ _PACKAGE = str(Path(__file__).resolve().parents[1])
 class _Modes(threading.local):
     grad = True
     anomaly = False
+    check_nan = True
 
 
 _modes = _Modes()
@@ -25,8 +26,13 @@ def is_grad_enabled() -> bool:
 
 
 def is_anomaly_enabled() -> bool:
-    """Whether each result is searched for NaN and infinity."""
+    """Whether each node remembers the line that called its op."""
     return _modes.anomaly
+
+
+def is_anomaly_check_nan_enabled() -> bool:
+    """Whether each result is searched for NaN and infinity."""
+    return _modes.anomaly and _modes.check_nan
 
 
 @contextmanager
@@ -50,13 +56,24 @@ def enable_grad() -> _GeneratorContextManager[None]:
 
 
 @contextmanager
-def detect_anomaly() -> Iterator[None]:
-    """Raise AnomalyError at the first NaN or infinity, naming the op and the line that called it, forward or backward."""
-    before, _modes.anomaly = _modes.anomaly, True
+def detect_anomaly(check_nan: bool = True) -> Iterator[None]:
+    """Raise AnomalyError at the first NaN or infinity, naming the op and the line that called it, forward or backward.
+
+    A −∞ that an op was given, as a mask has it, is no anomaly; one that it made is. check_nan=False looks at no values and
+    only remembers the lines, which other errors of backward then name.
+    """
+    with set_detect_anomaly(True, check_nan):
+        yield
+
+
+@contextmanager
+def set_detect_anomaly(mode: bool, check_nan: bool = True) -> Iterator[None]:
+    """detect_anomaly where mode is True; inside it, a block without it where mode is False."""
+    before, (_modes.anomaly, _modes.check_nan) = (_modes.anomaly, _modes.check_nan), (bool(mode), bool(check_nan))
     try:
         yield
     finally:
-        _modes.anomaly = before
+        _modes.anomaly, _modes.check_nan = before
 
 
 def calling_line() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import numpy as np
 from tinygrad_llm.autograd.backward import backward
 from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node, Version, WriteError, root
 from tinygrad_llm.autograd.hooks import Hooks, RemovableHandle, hooks_of
-from tinygrad_llm.autograd.modes import calling_line, is_anomaly_enabled, is_grad_enabled
+from tinygrad_llm.autograd.modes import calling_line, is_anomaly_check_nan_enabled, is_grad_enabled
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import Op, ShapeError
 
@@ -166,7 +167,7 @@ class Tensor:
         return int(self.item())
 
     def __index__(self) -> int:
-        return self._array.__index__()
+        return operator.index(self.item())
 
     def __bool__(self) -> bool:
         return bool(self.item())
@@ -186,10 +187,12 @@ class Tensor:
         return bool((self._array == np.asarray(value)).any())
 
     def __repr__(self) -> str:
-        values = np.array2string(self._array, separator=", ", prefix="tensor(", precision=4, threshold=200)
+        shown = self._array if self.size else self._array.reshape(-1)
+        values = np.array2string(shown, separator=", ", prefix="tensor(", precision=4, threshold=200)
         made_by = f", grad_fn=<{self._node.op.name}>" if self._node else ", requires_grad=True" * self._requires_grad
         dtype = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
-        return f"tensor({values}{dtype}{made_by})"
+        size = f", size={self.shape}" if not self.size and self.ndim > 1 else ""
+        return f"tensor({values}{size}{dtype}{made_by})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._node is not None:
@@ -291,9 +294,16 @@ def apply(op: Op, *args: Any, **options: Any) -> Tensor:
         _note_view(result, op, args, options)
     if is_grad_enabled() and out.dtype.kind == "f" and any(isinstance(a, Tensor) and a._requires_grad for a in args):
         result._node, result._requires_grad = Node(op, vjp, args, options, result), True
-    if is_anomaly_enabled() and out.dtype.kind == "f" and not np.isfinite(out).all():
-        raise AnomalyError(f"forward of {op.name} gave {'nan' if np.isnan(out).any() else 'inf'}, called at {calling_line()}")
+    if is_anomaly_check_nan_enabled() and out.dtype.kind == "f" and not np.isfinite(out).all():
+        _check_anomaly(op, args, out)
     return result
+
+
+def _check_anomaly(op: Op, args: tuple[Any, ...], out: np.ndarray) -> None:
+    """AnomalyError for a NaN or an infinity; but a −∞ that was given, as masks have it, is passed on."""
+    nan = bool(np.isnan(out).any())
+    if nan or np.isposinf(out).any() or not any(a is not None and np.isneginf(np.asarray(a)).any() for a in args):
+        raise AnomalyError(f"forward of {op.name} gave {'nan' if nan else 'inf'}, called at {calling_line()}")
 
 
 def _unpickled(kind: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
