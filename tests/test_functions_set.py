@@ -261,6 +261,8 @@ def test_dtypes_of_two_operands_are_torchs(name, one, other):
         return
     if name in ("maximum", "minimum") and not (isinstance(one, tuple) and isinstance(other, tuple)):
         return  # torch takes tensors only, where NumPy takes numbers too
+    if name == "pow" and isinstance(other, bool) and one[0] == np.bool_:
+        return  # of all powers of booleans torch takes that of a Python boolean only
     def made(m, x, start):
         if not isinstance(x, tuple):
             return x
@@ -274,7 +276,7 @@ def test_dtypes_of_two_operands_are_torchs(name, one, other):
     same_outcome(call)
 
 
-@pytest.mark.parametrize(("name", "dtype"), itertools.product(UNARY, DTYPES))
+@pytest.mark.parametrize(("name", "dtype"), list(itertools.product(UNARY, DTYPES)))
 def test_dtypes_of_one_operand_are_torchs(name, dtype):
     more = {"cumsum": (0,), "logsumexp": (0,), "softmax": (0,), "clamp": (0, 1)}.get(name, ())
     same_outcome(lambda m: getattr(m, name)(m.tensor(np.array([1, 0, 2]).astype(dtype)), *more))

@@ -18,7 +18,7 @@ sin, cos = unary(elementwise.sin, real=True), unary(elementwise.cos, real=True)
 sigmoid, erf = unary(elementwise.sigmoid, real=True), unary(elementwise.erf, real=True)
 
 mul, maximum, minimum = binary(elementwise.mul), binary(elementwise.maximum), binary(elementwise.minimum)
-_add, _sub, _pow = binary(elementwise.add), binary(elementwise.sub), binary(elementwise.pow)
+_add, _sub = binary(elementwise.add), binary(elementwise.sub)
 _BOOL = np.dtype(np.bool_)
 _REAL = np.dtype(np.float32)  # what a Python number counts as in a division
 
@@ -50,9 +50,15 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
 
 
 def pow(input: Any, exponent: Any) -> Tensor:
-    """input to the power of exponent. Errors: ValueError for integers to negative powers, which are no integers."""
+    """input to the power of exponent.
+
+    Errors: DtypeError for booleans to the power of booleans, ValueError for integers to negative powers: neither are integers.
+    """
+    x, y = promoted(as_operand(input), as_operand(exponent))
+    if _BOOL in (getattr(x, "dtype", None), getattr(y, "dtype", None)):
+        raise DtypeError("pow: got booleans to the power of booleans, expected numbers")
     try:
-        return _pow(input, exponent)
+        return apply(elementwise.pow, x, y)
     except ValueError as error:
         if "negative integer" not in str(error):
             raise
