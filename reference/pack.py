@@ -61,5 +61,5 @@ def _train(model: Any, pairs: list[Any], dtype: str) -> np.ndarray:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return np.array(losses, dtype)

@@ -7,7 +7,7 @@ same batches:
     torch        the reference, float32
     ours         float32
     one ULP      torch again, every weight moved to the next float32 number up or down
-    threads      torch again, with another number of threads: sums in another order
+    threads      torch again, with another number of threads: sums in another order; the first 50 steps
     float64      torch and ours
     1 % lr       torch with a learning rate 1 % off: the smallest bug that we want to see
 
@@ -86,23 +86,31 @@ class Trajectories:
 def compare_trajectories(
     make_ours: Callable[[Any], Any], make_optimizer: Callable[..., Any], config: TransformerConfig, steps: int = 200,
     batch: int = 4, lr: float = 1e-3, seed: int = 0, state: Mapping[str, np.ndarray] | None = None,
+    thread_steps: int = 50,
 ) -> Trajectories:  # fmt: skip
-    """All runs of this page. make_ours(dtype) gives our model, make_optimizer(parameters, lr=...) our AdamW."""
+    """All runs of this page. make_ours(dtype) gives our model, make_optimizer(parameters, lr=...) our AdamW.
+
+    The control with other threads stops after thread_steps (0: none): where cores are busy, threads that wait for each other
+    take many times as long.
+    """
     weights = random_state(config, seed) if state is None else state
     batches, probe = markov_batches(config, steps, batch, seed)
     every = max(1, steps // PROBES)
 
-    def torch_run(dtype: str = "float32", start: Mapping[str, np.ndarray] = weights, factor: float = 1.0) -> Any:
+    def torch_run(
+        dtype: str = "float32", start: Mapping[str, np.ndarray] = weights, factor: float = 1.0, steps: int = steps
+    ) -> Any:
         model = torch_model(config, start, dtype)
-        return _run(model, torch.optim.AdamW(model.parameters(), lr=lr * factor), batches, probe, every)
+        return _run(model, torch.optim.AdamW(model.parameters(), lr=lr * factor), batches[:steps], probe, every)
 
     def our_run(dtype: str) -> Any:
         model = our_model(make_ours, weights, dtype)
         return _run(model, make_optimizer([p for _, p in model.named_parameters()], lr=lr), batches, probe, every)
 
     runs = {"torch": torch_run(), "ours": our_run("float32"), CONTROL: torch_run(start=one_ulp_away(weights, seed))}
-    with other_threads() as threads:
-        runs[f"torch, {threads} threads"] = torch_run()
+    if thread_steps:
+        with other_threads() as threads:
+            runs[f"torch, {threads} threads"] = torch_run(steps=max(thread_steps, every))
     runs |= {POSITIVE: torch_run(factor=1.01), "torch float64": torch_run("float64"), "ours float64": our_run("float64")}
     return judge_runs(runs, list(range(every, steps + 1, every)))
 
@@ -110,8 +118,11 @@ def compare_trajectories(
 def judge_runs(runs: Mapping[str, Any], steps: list[int]) -> Trajectories:
     """The verdict on runs: name -> (losses, logits at the measured steps)."""
     paths = {name: Path(name, run[0], _distances(run[1], runs["torch"][1])) for name, run in runs.items()}
-    controls = [path.distances for name, path in paths.items() if name.startswith("torch") and name != POSITIVE]
-    control = np.maximum(np.maximum.accumulate(np.max(controls, 0)), np.finfo(np.float32).eps)
+    control = np.full(len(steps), np.finfo(np.float32).eps, np.float64)
+    for name, path in paths.items():
+        if name.startswith("torch") and name != POSITIVE:
+            control[: len(path.distances)] = np.maximum(control[: len(path.distances)], path.distances)
+    control = np.maximum.accumulate(control)
     ours, positive = (float(np.max(np.asarray(paths[name].distances) / control)) for name in ("ours", POSITIVE))
     wide = max(_distances(runs["ours float64"][1], runs["torch float64"][1]))
     return Trajectories(steps, paths, ours, positive, wide)
