@@ -13,7 +13,7 @@ import numpy as np
 from tinygrad_llm.policy import compare_float32
 
 T = TypeVar("T")
-FARTHEST = 1e-2  # relative
+SAME_WORK = 1e-4  # largest |x − truth| / (1 + |truth|) that rounding explains
 PAUSE = 0.1  # seconds between turns: until BLAS threads, which wait in a loop for more work, have gone to sleep
 
 
@@ -38,18 +38,18 @@ def fitting_count(seconds_each: float, target: float, most: int) -> int:
 
 
 def disagreement(ours: Sequence[float], theirs: Sequence[float], truth: Sequence[float]) -> str | None:
-    """None where two float32 results are equal by the tolerance policy: each passes, with the other in torch's place.
+    """None where ours passes the float32 policy with theirs in torch's place, and theirs did the same work at all.
 
-    truth is float64. Otherwise who is how far off. Two that are far off together are not equal either: the policy
-    allows 4 times the other's error, and FARTHEST bounds both.
+    truth is float64. Otherwise who is how far off. Of theirs only SAME_WORK is asked: torch's own layer norm was seen
+    2.2e-5 off, where ours was not, and that one is more accurate is no reason to refuse a ratio. But the policy allows
+    ours 4 times the error of theirs, so without a bound two that are wrong together would be equal.
     """
-    mine, other = np.asarray(ours, np.float32), np.asarray(theirs, np.float32)
-    judge = np.asarray(truth, np.float64)
-    for who, one, two in (("ours", mine, other), ("theirs", other, mine)):
-        verdict = compare_float32(one, two, judge, who)
-        if not verdict.passed or verdict.error > FARTHEST:
-            return f"{who}: error {verdict.error:.2g} against float64"
-    return None
+    judge, other = np.asarray(truth, np.float64), np.asarray(theirs, np.float32)
+    mine = compare_float32(np.asarray(ours, np.float32), other, judge, "ours")
+    error = float(np.max(np.abs(other - judge) / (1 + np.abs(judge))))
+    if not error <= SAME_WORK:
+        return f"theirs: error {error:.2g} against float64, expected at most {SAME_WORK:.2g}"
+    return None if mine.passed else f"ours: error {mine.error:.2g} against float64, theirs {error:.2g}"
 
 
 def ratio_record(
