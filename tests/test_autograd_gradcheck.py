@@ -79,6 +79,10 @@ def test_the_complex_step_is_conclusive_in_float32_and_fine_in_float64(off):
     assert gradcheck(product(1.0, off * 1e-7), inputs(1), **tight).outcome == "fail"
 
 
+def test_the_complex_step_goes_through_python_numbers_and_division():
+    assert gradcheck(lambda x: (2.0 - x * 3) / 7 + 1 / x, inputs(0), method="complex", rtol=1e-10)
+
+
 def test_a_function_without_complex_numbers_is_refused_or_inconclusive():
     with pytest.raises(ValueError, match="method: got 'complex' for a func that does not take complex numbers"):
         gradcheck(lambda x: Tensor.wrap(x.numpy().astype(np.float64)) * x, inputs(0), method="complex")

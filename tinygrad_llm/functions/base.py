@@ -16,6 +16,7 @@ from tinygrad_llm.ops.reduce import axes_of
 Dim = int | tuple[int, ...] | None
 F = TypeVar("F", bound=Callable[..., Any])
 
+INEXACT = "fc"  # complex numbers are for the complex step: torch's rules of floats hold for them
 _SPELLINGS = {"axis": "dim", "keepdims": "keepdim"}
 
 
@@ -84,23 +85,23 @@ def _wider(a: np.dtype | None, b: np.dtype | None) -> np.dtype | None:
     """The dtype that holds both; unlike NumPy's, a float beside an integer stays what it is."""
     if a is None or b is None:
         return b if a is None else a
-    if (a.kind == "f") != (b.kind == "f"):
-        return a if a.kind == "f" else b
+    if (a.kind in INEXACT) != (b.kind in INEXACT):
+        return a if a.kind in INEXACT else b
     return np.promote_types(a, b)
 
 
 def _beats(strong: np.dtype | None, weak: np.dtype | None) -> np.dtype | None:
     if strong is None or weak is None:
         return weak if strong is None else strong
-    if strong.kind == "f":
+    if strong.kind in INEXACT:
         return strong
-    return _wider(strong, weak) if strong.kind == "b" or weak.kind == "f" else strong
+    return _wider(strong, weak) if strong.kind == "b" or weak.kind in INEXACT else strong
 
 
 def promoted(*operands: Any) -> list[Any]:
     """The operands in their result type; Python numbers stay as they are, unless there is nothing else."""
     dtypes = {a.dtype for a in operands if hasattr(a, "dtype")}
-    if len(dtypes) == 1 and next(iter(dtypes)).kind == "f":
+    if len(dtypes) == 1 and next(iter(dtypes)).kind in INEXACT:
         return list(operands)
     dtype = result_type(*operands)
     if not dtypes:
@@ -111,7 +112,7 @@ def promoted(*operands: Any) -> list[Any]:
 def floating(input: Any) -> Any:
     """An operand of a function of real numbers: integers and booleans as float32, as in torch."""
     x = input if isinstance(input, Tensor | np.ndarray) else as_tensor(input)
-    return x if x.dtype.kind == "f" else to(x, np.float32)
+    return x if x.dtype.kind in INEXACT else to(x, np.float32)
 
 
 def numeric(name: str, input: Any) -> Any:
@@ -125,7 +126,7 @@ def numeric(name: str, input: Any) -> Any:
 def only_floats(name: str, input: Any) -> Any:
     """An operand, or DtypeError where it is not floating: torch refuses the mean of integers."""
     x = as_tensor(input)
-    if x.dtype.kind != "f":
+    if x.dtype.kind not in INEXACT:
         raise DtypeError(f"{name}: input: got dtype {x.dtype}, expected a floating dtype")
     return x
 
@@ -155,7 +156,7 @@ def _promoted_floats(operands: list[Any]) -> list[Any]:
     kinds = {a.dtype.kind for a in operands if hasattr(a, "dtype")}
     if not kinds & {"i", "u"}:
         return operands
-    floats = [a for a in operands if hasattr(a, "dtype") and a.dtype.kind == "f"]
+    floats = [a for a in operands if hasattr(a, "dtype") and a.dtype.kind in INEXACT]
     dtype = result_type(*floats) if floats else np.dtype(np.float32)
     return [to(a, dtype) if hasattr(a, "dtype") and a.dtype.kind in "iu" else a for a in operands]
 

@@ -20,7 +20,6 @@ sigmoid, erf = unary(elementwise.sigmoid, real=True), unary(elementwise.erf, rea
 mul, maximum, minimum = binary(elementwise.mul), binary(elementwise.maximum), binary(elementwise.minimum)
 _add, _sub = binary(elementwise.add), binary(elementwise.sub)
 _BOOL = np.dtype(np.bool_)
-_REAL = np.dtype(np.float32)  # what a Python number counts as in a division
 
 
 def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
@@ -40,7 +39,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """input / other; integers give float32. rounding_mode "floor" or "trunc" rounds, and lets no gradient through."""
     x, y = promoted(as_operand(input), as_operand(other))
     if rounding_mode is None:
-        return apply(elementwise.div, *[a if getattr(a, "dtype", _REAL).kind == "f" else to(a, np.float32) for a in (x, y)])
+        return apply(elementwise.div, *[floating(a) if hasattr(a, "dtype") else a for a in (x, y)])
     if rounding_mode not in ("floor", "trunc"):
         raise ValueError(f"div: rounding_mode: got {rounding_mode!r}, expected None, 'floor' or 'trunc'")
     a, b = [np.asarray(v, result_type(x, y)) for v in (x, y)]
@@ -122,6 +121,6 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Tensor:
     x, fill = as_tensor(input), as_operand(value)
     if np.ndim(fill):
         raise ValueError(f"masked_fill: value: got shape {np.shape(fill)}, expected a number or a 0-d tensor")
-    if x.dtype.kind != "f" and result_type(x, fill).kind == "f":
+    if x.dtype.kind not in "fc" and result_type(x, fill).kind == "f":
         raise DtypeError(f"masked_fill: value: got {value!r}, expected an integer for dtype {x.dtype}")
     return where(mask, to(fill, x.dtype) if hasattr(fill, "dtype") else fill, x)
