@@ -140,7 +140,10 @@ def test_real_processes_stop_at_ctrl_c_and_say_nothing_else(text, tmp_path):
         while not list(tmp_path.glob("out/step-*5.safetensors")):
             assert child.poll() is None, child.stderr.read()
         child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=30)
+        try:
+            out, err = child.communicate(timeout=30)
+        finally:
+            child.kill()  # or leaving the block waits for ever
     assert child.returncode == 130
     assert out == ""
     assert re.fullmatch(r"tinygrad-llm: stopped after step [\d,]+, saved; go on with: .*\n", err)
