@@ -15,11 +15,11 @@ Record = dict[str, Any]
 STYLE: dict[Any, Any] = {"svg.hashsalt": "tinygrad_llm", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def draw(records: Sequence[Record], folder: Path) -> list[tuple[str, Path]]:
-    """(what it shows, file) of each plot of a run."""
+def draw(records: Sequence[Record], folder: Path, number: int = 1) -> list[tuple[str, Path]]:
+    """(what it shows, file) of each plot of a run, the so many-th of a report."""
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
-        return [(about, _saved(figure, folder / f"{name}.svg")) for name, about, figure in
+        return [(about, _saved(figure, folder / f"{name}-{number}.svg")) for name, about, figure in
                 PLOTS.get(records[0]["run"], lambda _: [])(records)]
 
 

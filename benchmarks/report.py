@@ -28,7 +28,8 @@ def read_records(files: Iterable[str]) -> list[list[Record]]:
 
 def write_report(runs: Sequence[list[Record]], out: Path) -> None:
     """Markdown, and the plots into figures/ beside it; without matplotlib, no plots."""
-    parts = [INTRO, *(section for records in runs for section in _sections(records, out.parent)), _not_measured(runs)]
+    parts = [INTRO, *(section for number, records in enumerate(runs, 1) for section in _sections(records, out.parent, number)),
+             _not_measured(runs)]
     out.write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -41,9 +42,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 # Sections -------------------------------------------------------------------------------------------------------------
 
 
-def _sections(records: list[Record], folder: Path) -> list[str]:
+def _sections(records: list[Record], folder: Path, number: int) -> list[str]:
     parts = SECTIONS[records[0]["run"]](records)
-    return [*parts[:1], _machine(records), *parts[1:], *_figures(records, folder)]
+    return [*parts[:1], _machine(records), *parts[1:], *_figures(records, folder, number)]
 
 
 def _training(records: list[Record]) -> list[str]:
@@ -176,12 +177,13 @@ def _not_measured(runs: Sequence[list[Record]]) -> str:
     return "## Not measured\n\n" + "\n".join(lines or ["- nothing that was asked for"]) + "\n"
 
 
-def _figures(records: list[Record], folder: Path) -> list[str]:
+def _figures(records: list[Record], folder: Path, number: int) -> list[str]:
     try:
         from benchmarks import plots
     except ImportError:
         return []
-    return [f"![{about}](figures/{path.name})\n" for about, path in plots.draw(records, folder / "figures")]
+    drawn = plots.draw(records, folder / "figures", number)
+    return [f"![{about}](figures/{path.name})\n" for about, path in drawn]
 
 
 # Cells ----------------------------------------------------------------------------------------------------------------

@@ -317,6 +317,16 @@ def test_the_crossover_is_a_table_and_a_plot_with_the_same_bytes_each_time(tmp_p
     assert f"figures/{plot.name}" in text
 
 
+def test_each_run_of_a_report_has_plots_of_its_own(tmp_path):
+    pytest.importorskip("matplotlib")
+    runs = [[head("run"), ratio(median), {"kind": "end", "load": 1.0}] for median in (0.5, 2.0)]
+    text = rendered(tmp_path, *runs)
+    one, other = sorted((tmp_path / "figures").glob("training-ratio-*.svg"))
+    assert one.read_bytes() != other.read_bytes()
+    assert f"figures/{one.name}" in text
+    assert f"figures/{other.name}" in text
+
+
 def test_ops_and_decoding_have_their_tables(tmp_path):
     op = {"name": "relu", "what": FORWARD, "unit": "byte", "work": 2e6}
     ops = [head("ops"), timed("op", "numpy", 1e-3, **op), ratio(2.0, **{**op, "what": "op", "direction": FORWARD})]
