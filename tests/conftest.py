@@ -7,6 +7,7 @@ scales the profile's number: `@settings(max_examples=settings.default.max_exampl
 import os
 import signal
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # `ci` draws the same values every time: a red commit is red because of what it changed. `nightly` is where new values
@@ -22,3 +23,14 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # A shell starts background jobs with Ctrl-C ignored, and their children inherit that; tests of Ctrl-C need it back.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread():
+    """Threads cost more than they bring at these sizes, many times more on a busy machine."""
+    import torch  # here, as tests that need no torch load this file too
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

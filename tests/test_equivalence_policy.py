@@ -28,13 +28,7 @@ from tinygrad_llm.config import TransformerConfig
 SHAPE = (4, 6)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Threads cost more than they bring at these sizes, many times more on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def draw(seed: int, shape=SHAPE) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-import torch
 
 import tinygrad_llm
 from reference.bugs import BUGS
@@ -13,13 +12,7 @@ from reference.bugs.patch import Bug, patched
 from reference.kill_checks import CHECKS, first_finding
 from reference.killtable import kill_table
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")

@@ -33,12 +33,7 @@ CONFIG = TransformerConfig(11, 6, 8, 2, 2)
 IDS = np.random.default_rng(0).integers(11, size=(3, 6))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 def make(config, dtype):

@@ -66,9 +66,8 @@ class AdamW:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, or set them to zero."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.grad = None if set_to_none or p.grad is None else Tensor.from_array(np.zeros(p.shape, p.dtype))
+        for p in self._parameters():
+            p.grad = None if set_to_none or p.grad is None else Tensor.from_array(np.zeros(p.shape, p.dtype))
 
     def step(self) -> None:
         """One update of every parameter that has a gradient."""
