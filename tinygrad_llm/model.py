@@ -18,6 +18,7 @@ from tinygrad_llm.config import TransformerConfig
 from tinygrad_llm.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, Parameter
 from tinygrad_llm.nn import functional as F
 from tinygrad_llm.ops import ShapeError
+from tinygrad_llm.ops.opaque import as_values
 
 __all__ = ["Attention", "Block", "FeedForward", "Transformer", "TransformerConfig", "sinusoidal_positions"]
 
@@ -132,7 +133,7 @@ class Transformer(Module):
     def loss(self, ids: Any, targets: Any) -> Tensor:
         """Mean cross-entropy in nats per token.   ids, targets int [B, T]"""
         logits = self.forward(ids)
-        targets = np.asarray(targets)
+        targets = as_values(targets)
         if targets.shape != logits.shape[:2]:
             raise ShapeError(f"targets: got shape {targets.shape}, expected that of ids, {logits.shape[:2]}")
         return F.cross_entropy(logits.reshape(-1, self.config.vocab_size), targets.reshape(-1))
@@ -141,8 +142,8 @@ class Transformer(Module):
         """[T, d]"""
         return self.pos_embed.weight[:length] if self.config.positions == "learned" else self._sinusoids[:length]
 
-    def _checked(self, ids: Any) -> np.ndarray:
-        ids = np.asarray(ids)
+    def _checked(self, ids: Any) -> Any:
+        ids = as_values(ids)
         if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
             raise ShapeError(f"ids: got shape {ids.shape} of {ids.dtype}, expected integers [batch, time], at least one")
         if ids.shape[1] > self.config.context_length:

@@ -33,6 +33,7 @@ from tinygrad_llm.functions import (
 )
 from tinygrad_llm.functions.base import only_floats
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, elementwise, linalg, nn
+from tinygrad_llm.ops.opaque import as_values
 
 __all__ = [
     "cross_entropy", "dropout", "embedding", "gelu", "kl_div", "layer_norm", "linear", "log_softmax", "mse_loss", "nll_loss",
@@ -102,7 +103,7 @@ def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor
 
     The row padding_idx, which may count from the end, takes no gradient.
     """
-    ids = np.asarray(input)
+    ids = as_values(input)
     rows = apply(nn.embedding, weight, ids)
     if padding_idx is None:
         return rows
@@ -198,7 +199,7 @@ def cross_entropy(
     weight [C] scales each class and takes no gradient; targets equal to ignore_index do not count; label_smoothing ε
     mixes each target with the uniform distribution; reduction is "mean" (over the weights that count), "sum" or "none".
     """
-    x, soft, target = as_operand(input), target, np.asarray(target)
+    x, soft, target = as_operand(input), target, as_values(target)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing: got {label_smoothing}, expected a number in [0, 1]")
     classes = 0 if x.ndim == 1 else 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinygrad_llm.ops.errors import DtypeError, IndexRangeError, ShapeError
+from tinygrad_llm.ops.opaque import as_values, opaque
 from tinygrad_llm.ops.spec import Arg, Dim
 
 if TYPE_CHECKING:
@@ -103,10 +104,14 @@ def check_range(op: Op, arg: Arg, array: Any, arrays: tuple[Any, ...], options: 
     """IndexRangeError where an index is outside [0, V), V the axis or the option that `int < V` names."""
     assert arg.below is not None
     size = options[arg.below] if arg.below in op.options else _axis_size(op, arg.below, arrays)
-    values = np.asarray(array)
+    _check_below(as_values(array), size, f"{op.name}: {arg.name}", arg.below)
+
+
+@opaque(None)
+def _check_below(values: Any, size: int, what: str, limit: str) -> None:
     if values.size and (values.min() < 0 or values.max() >= size):
         bad = values[(values < 0) | (values >= size)].flat[0]
-        raise IndexRangeError(f"{op.name}: {arg.name}: got {bad}, expected 0 to {size - 1}, as {arg.below} = {size}")
+        raise IndexRangeError(f"{what}: got {bad}, expected 0 to {size - 1}, as {limit} = {size}")
 
 
 def _axis_size(op: Op, name: str, arrays: tuple[Any, ...]) -> int:

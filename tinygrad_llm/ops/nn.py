@@ -9,6 +9,7 @@ import numpy as np
 
 from tinygrad_llm.ops.declare import Vjp, compute, op
 from tinygrad_llm.ops.errors import IndexRangeError
+from tinygrad_llm.ops.opaque import as_values, opaque
 from tinygrad_llm.ops.sums import total
 
 
@@ -107,8 +108,10 @@ def add_rows(x: Any, ids: Any, rows: int) -> tuple[Any, Vjp]:
     return _add_rows(x, ids, rows), lambda g: (g[ids], None)
 
 
-def _add_rows(x: Any, ids: Any, rows: int) -> Any:
-    out = np.zeros((rows, x.shape[-1]), x.dtype)
+@opaque(lambda x, ids, rows: ((rows, x.shape[-1]), x.dtype))
+def _add_rows(x: Any, ids: Any, rows: int, out: Any = None) -> Any:
+    out = np.empty((rows, x.shape[-1]), x.dtype) if out is None else out
+    out[...] = 0
     flat = ids.reshape(-1)
     if flat.size:
         order = np.argsort(flat, kind="stable")
@@ -206,16 +209,21 @@ def cross_entropy(
 
 def _targets(logits: Any, target: Any, weight: Any, ignore_index: int) -> tuple[Any, Any, Any]:
     """(which rows count, target with ignored rows at class 0, weight of each row or 0)."""
-    target = np.asarray(target)
+    target = as_values(target)
     used = target != ignore_index
     t = np.where(used, target, 0)
-    if t.size and (t.min() < 0 or t.max() >= logits.shape[-1]):
-        bad = t[(t < 0) | (t >= logits.shape[-1])].flat[0]
-        raise IndexRangeError(
-            f"cross_entropy: target: got class {bad}, expected 0 to {logits.shape[-1] - 1}, or ignore_index = {ignore_index}"
-        )
-    w = used.astype(logits.dtype) if weight is None else np.where(used, np.asarray(weight)[t], 0).astype(logits.dtype)
+    _check_classes(t, logits.shape[-1], ignore_index)
+    w = used.astype(logits.dtype) if weight is None else np.where(used, as_values(weight)[t], 0).astype(logits.dtype)
     return used, t, w
+
+
+@opaque(None)
+def _check_classes(t: Any, classes: int, ignore_index: int) -> None:
+    if t.size and (t.min() < 0 or t.max() >= classes):
+        bad = t[(t < 0) | (t >= classes)].flat[0]
+        raise IndexRangeError(
+            f"cross_entropy: target: got class {bad}, expected 0 to {classes - 1}, or ignore_index = {ignore_index}"
+        )
 
 
 def _denominator(w: Any, reduction: str) -> Any:

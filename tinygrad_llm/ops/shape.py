@@ -8,6 +8,7 @@ import numpy as np
 
 from tinygrad_llm.ops.declare import Vjp, compute, op
 from tinygrad_llm.ops.errors import DtypeError, IndexRangeError, ShapeError
+from tinygrad_llm.ops.opaque import opaque
 from tinygrad_llm.ops.sums import total
 
 Shape = tuple[int, ...]
@@ -120,14 +121,21 @@ def scatter(x: Any, index: Any, shape: Shape) -> tuple[Any, Vjp]:
 
 
 def _scatter(x: Any, index: Any, shape: Shape) -> Any:
-    if hasattr(x, "__apply_op__"):
-        return compute(scatter, x, index=index, shape=shape)
-    out = np.zeros(shape, x.dtype)
+    return compute(scatter, x, index=index, shape=shape) if hasattr(x, "__apply_op__") else _added_at(x, index, shape)
+
+
+@opaque(lambda x, index, shape: (shape, x.dtype))
+def _added_at(x: Any, index: Any, shape: Shape, out: Any = None) -> Any:
+    out = np.empty(shape, x.dtype) if out is None else out
+    out[...] = 0
     if _is_basic(index):
         out[index] = x
         return out
     places = np.arange(out.size).reshape(shape)[index]  # flat, because ufunc.at is fast in one dimension only
-    np.add.at(out.reshape(-1), places.reshape(-1), x.reshape(-1))
+    flat = out.reshape(-1)
+    np.add.at(flat, places.reshape(-1), x.reshape(-1))
+    if not np.may_share_memory(flat, out):
+        out[...] = flat.reshape(shape)
     return out
 
 

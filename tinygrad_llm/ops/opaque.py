@@ -1,0 +1,45 @@
+"""@opaque: a function that a recorder of NumPy calls takes as one call, without looking into it.
+
+Ops are plain NumPy, so that what they do can be recorded call by call (tinygrad_llm.capture). What cannot be: code that
+looks at values (which index is out of range? which rows repeat?). Such a function says the shape and dtype of its result
+beforehand, and can write it into an array that is there already:
+
+    @opaque(lambda x, ids, rows: ((rows, x.shape[-1]), x.dtype))
+    def add_rows(x, ids, rows, out=None): ...
+
+The same idea as NumPy's `__array_function__`: an argument whose type has `__record_call__` takes the call over.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Like = Callable[..., tuple[tuple[int, ...], Any]]
+
+
+def opaque(like: Like | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """like(*args, **options) is (shape, dtype) of the result; None for a function that only checks, and returns nothing.
+
+    The arrays that it reads must be positional arguments; a result goes into its keyword argument `out`, where given.
+    """
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            for arg in args:
+                if hasattr(arg, "__record_call__"):
+                    return arg.__record_call__(function, like, args, options)
+            return function(*args, **options)
+
+        return call
+
+    return wrap
+
+
+def as_values(x: Any) -> Any:
+    """x as an ndarray, or as it is where its calls are recorded."""
+    return x if hasattr(x, "__record_call__") else np.asarray(x)
