@@ -33,6 +33,7 @@ from tinygrad_llm.functions import (
 )
 from tinygrad_llm.functions.base import only_floats
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, elementwise, linalg, nn
+from tinygrad_llm.ops.attention import attention, look_ahead
 from tinygrad_llm.ops.opaque import as_values
 
 __all__ = [
@@ -158,7 +159,7 @@ def scaled_dot_product_attention(
     if enable_gqa:
         k, v = _for_each_query_head(q, k, "key"), _for_each_query_head(q, v, "value")
     if attn_mask is None and dropout_p == 0:
-        return apply(nn.attention, q, k, v, is_causal=is_causal, scale=scale)
+        return apply(attention, q, k, v, is_causal=is_causal, scale=scale)
     scores = matmul(q * (1 / math.sqrt(q.shape[-1]) if scale is None else scale), k.swapaxes(-1, -2))
     scores, blind = _masked(scores, attn_mask, is_causal)
     weights = softmax(scores, -1)
@@ -179,7 +180,7 @@ def _for_each_query_head(query: Any, heads: Any, name: str) -> Any:
 def _masked(scores: Tensor, attn_mask: Any, is_causal: bool) -> tuple[Tensor, Any]:
     """The scores under the mask, and which rows see nothing (None where that cannot be)."""
     if is_causal:
-        return where(nn.look_ahead(*scores.shape[-2:]), -np.inf, scores), None
+        return where(look_ahead(*scores.shape[-2:]), -np.inf, scores), None
     if attn_mask is None:
         return scores, None
     mask = as_operand(attn_mask)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -119,46 +118,6 @@ def _add_rows(x: Any, ids: Any, rows: int, out: Any = None) -> Any:
         starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
         out[ordered[starts]] = np.add.reduceat(x.reshape((flat.size, x.shape[-1]))[order], starts, axis=0)
     return out
-
-
-def _attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float | None) -> Any:
-    scores = np.matmul(query, np.swapaxes(key, -1, -2)) * _scale(query, scale)
-    if is_causal:
-        scores = np.where(look_ahead(scores.shape[-2], scores.shape[-1]), -np.inf, scores)
-    return np.matmul(_softmax(scores), value)
-
-
-@op(query="*B T D", key="*B S>0 D", value="*B S E", options={"is_causal": (False, True), "scale": (None, 0.3)},
-    definition=_attention, torch="F.scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale)")
-def attention(query: Any, key: Any, value: Any, is_causal: bool = False, scale: float | None = None) -> tuple[Any, Vjp]:
-    """P V,  P = softmax(Q Kᵀ · scale), scale = 1/√D by default.   Vaswani et al. 2017, arXiv:1706.03762
-
-    dV = Pᵀ g,  dP = g Vᵀ,  dS = P · (dP − Σ dP P),  dQ = dS K · scale,  dK = dSᵀ Q · scale.
-    Σ dP P is also Σ g · out, over the shorter rows of the output (Dao et al. 2022, arXiv:2205.14135), but only the former
-    cancels exactly where a row looks at one position alone: the latter's rounding is noise that Adam makes steps of.
-    """
-    factor = _scale(query, scale)
-    scores = np.matmul(query * factor, np.swapaxes(key, -1, -2))
-    if is_causal:
-        scores = scores + np.where(look_ahead(scores.shape[-2], scores.shape[-1]), -np.inf, 0).astype(scores.dtype)
-    p = _softmax(scores)
-
-    def vjp(g: Any) -> tuple[Any, Any, Any]:
-        dp = np.matmul(g, np.swapaxes(value, -1, -2))
-        ds = p * (dp - np.vecdot(dp, p)[..., None]) * factor
-        dk = np.matmul(np.swapaxes(ds, -1, -2), query)
-        return np.matmul(ds, key), dk, np.matmul(np.swapaxes(p, -1, -2), g)
-
-    return np.matmul(p, value), vjp
-
-
-def look_ahead(t: int, s: int) -> Any:
-    """bool [T, S], True where position t may not look: at every s > t."""
-    return np.arange(s) > np.arange(t)[:, None]
-
-
-def _scale(query: Any, scale: float | None) -> float:
-    return 1 / math.sqrt(max(query.shape[-1], 1)) if scale is None else scale
 
 
 def _cross_entropy(logits: Any, target: Any, weight: Any, ignore_index: int, reduction: str, label_smoothing: float) -> Any:

@@ -1,0 +1,71 @@
+"""Ops that work in blocks: shapes of several blocks, and small blocks under the ordinary checks of drawn calls."""
+
+import numpy as np
+import pytest
+import torch
+from opchecks import check_adjoint, check_float32, check_float64, judge32, judge64
+
+from reference.opdraw import Seeded, Sizes, draw_call
+from tinygrad_llm.ops import REGISTRY
+from tinygrad_llm.ops import attention as attention_module
+
+LONG = Sizes(low=1, high=7, lead=(0, 1))
+
+
+@pytest.fixture(params=[1, 2, 3])
+def rows(request, monkeypatch):
+    monkeypatch.setattr(attention_module, "_ROWS", request.param)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_attention_in_blocks_of_few_rows(seed, rows):
+    case = draw_call(REGISTRY["attention"], Seeded(seed), LONG, {"is_causal": True, "scale": (None, 0.3)[seed % 2]})
+    assert [fail for check in (check_float64, check_float32, check_adjoint) for fail in check(case)] == []
+
+
+SHAPES = [(63, 63), (64, 64), (65, 65), (128, 128), (200, 200), (130, 100), (100, 130), (192, 64), (150, 1), (1, 150)]
+
+
+@pytest.mark.parametrize(("t", "s"), SHAPES)
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_attention_of_several_blocks_is_torchs(t, s, is_causal):
+    rng = np.random.default_rng(t + s)
+    shapes = (2, t, 3, 8), (2, s, 3, 8), (2, s, 3, 5), (2, t, 3, 5)
+    arrays = [rng.standard_normal(shape).astype(np.float32).transpose(0, 2, 1, 3) for shape in shapes]
+    truth, ours = both(arrays, is_causal, np.float64)
+    assert [fail for a, b in zip(ours, truth) for fail in judge64("attention", a, b)] == []
+    theirs, ours = both(arrays, is_causal, np.float32)
+    assert [fail for a, b, c in zip(ours, theirs, truth) for fail in judge32("attention", a, b, c)] == []
+
+
+def both(arrays, is_causal, dtype):
+    """(torch's, ours): output and gradients under the cotangent that is the last of the arrays."""
+    *args, g = [a.astype(dtype) for a in arrays]
+    tensors = [torch.tensor(a, requires_grad=True) for a in args]
+    out = torch.nn.functional.scaled_dot_product_attention(*tensors, is_causal=is_causal)
+    theirs = [out, *torch.autograd.grad(out, tensors, torch.tensor(g))]
+    mine, vjp = REGISTRY["attention"](*args, is_causal=is_causal)
+    return [a.detach().numpy() for a in theirs], [mine, *vjp(g)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_scores_of_ten_thousand_in_every_block_are_exact(dtype):
+    """Each row looks at the position with its own sign alone, however far its largest score is from other rows'."""
+    t = 200
+    sign = np.where(np.arange(t) % 3 == 0, 1, -1).astype(dtype)
+    query = sign[:, None] * np.array([1e4, 0], dtype) * np.sqrt(dtype(2))
+    key = np.stack([sign * (1 + np.arange(t) / t), np.zeros(t)], 1).astype(dtype)
+    value = np.arange(2 * t).reshape(t, 2).astype(dtype)
+    found = REGISTRY["attention"](query, key, value, is_causal=True)[0]
+    seen = np.where(sign[:, None] == sign, np.arange(t), -1)
+    seen[np.arange(t)[:, None] < np.arange(t)] = -1
+    np.testing.assert_allclose(found, value[seen.max(1)], rtol=1e-5)
+
+
+def test_a_row_that_looks_at_one_position_has_no_gradient_of_scores():
+    """dS of the first row cancels exactly: the query's gradient there is 0, not rounding noise."""
+    rng = np.random.default_rng(0)
+    q, k, v, g = rng.standard_normal((4, 3, 130, 8)).astype(np.float32)
+    dq, _, _ = REGISTRY["attention"](q, k, v, is_causal=True)[1](g)
+    assert not dq[:, 0].any()
+    assert dq[:, 1:].any(-1).all()
