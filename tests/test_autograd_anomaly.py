@@ -17,8 +17,8 @@ def leaf():
 def test_a_mask_of_minus_infinity_is_no_anomaly():
     mask = np.array([[False, True], [False, False]])
     with detect_anomaly():
-        softmax(masked_fill(leaf(), mask, -np.inf)).sum().backward()
-        softmax(leaf() + np.where(mask, -np.inf, 0)).sum().backward()
+        softmax(masked_fill(leaf(), mask, -np.inf), -1).sum().backward()
+        softmax(leaf() + np.where(mask, -np.inf, 0), -1).sum().backward()
         F.scaled_dot_product_attention(leaf(), leaf(), leaf(), attn_mask=~mask).sum().backward()
 
 

@@ -83,16 +83,15 @@ LEFT_OUT = {"out", "sparse_grad", "inplace", "size_average", "reduce", "_stackle
 
 
 def torch_parameters(function):
-    """Names of the parameters, from the signature, or for a builtin from the first line of its documentation."""
-    if "signature" in dir(function) or inspect.isfunction(function):
-        names = list(inspect.signature(function).parameters)
-        return [] if names == ["args"] else [n for n in names if n not in LEFT_OUT]
+    """Names of the parameters, and of those given by name only, from the signature or the first line of the documentation."""
+    if inspect.isfunction(function):
+        names = [name for name in inspect.signature(function).parameters if name != "args"]
+        return [n for n in names if n not in LEFT_OUT], []
     first = re.match(r"\w+\((.*?)\)\s*(->|$)", (function.__doc__ or "").strip().replace("\n", " "))
-    if not first:
-        return []
-    text = re.sub(r"\[[^]]*\]*", "", first[1])
-    names = [re.split(r"[:=]", part)[0].strip() for part in text.split(",")]
-    return [n for n in names if n.isidentifier() and n not in LEFT_OUT]
+    text = re.sub(r"\[[^]]*\]*", "", first[1] if first else "")
+    before, _, after = text.partition("*,")
+    return [[n for part in half.split(",") if (n := re.split(r"[:=]", part)[0].strip()).isidentifier() and n not in LEFT_OUT]
+            for half in (before, after)]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,10 +105,11 @@ def test_nn_function_is_torchs(name):
 
 
 def check_parameters(ours, theirs):
-    """Every parameter of torch's, by its name, in its order."""
-    mine = [n for n in inspect.signature(ours).parameters if not n.startswith("_")]
-    wanted = torch_parameters(theirs)
-    assert [n.rstrip("_") for n in mine if n.rstrip("_") in wanted] == wanted
+    """Every parameter of torch's, by its name, in its order where it can be given by position."""
+    mine = inspect.signature(ours).parameters
+    wanted, by_name = torch_parameters(theirs)
+    assert [n for n in mine if n in wanted] == wanted
+    assert set(by_name) <= set(mine)
 
 
 def test_linalg_has_vector_norm():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, as_array, is_grad_enabled
-from tinygrad_llm.ops import DtypeError, Op, elementwise
-from tinygrad_llm.ops.reduce import axes_of
+from tinygrad_llm.ops import DtypeError, IndexRangeError, Op, elementwise
 
 Dim = int | tuple[int, ...] | None
 F = TypeVar("F", bound=Callable[..., Any])
@@ -188,18 +187,54 @@ def _named(function: F, op: Op) -> F:
 # Axes --------------------------------------------------------------------------------------------------------------------
 
 
-def axis_of(name: str, input: Any, dim: int) -> int:
+def whole(name: str, argument: str, value: Any) -> int:
+    """An integer argument as an int. Errors: TypeError for what is none, 1.0 too, as in torch."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: {argument}: got {value!r}, expected an integer") from None
+
+
+def whole_tuple(name: str, argument: str, values: Any) -> tuple[int, ...]:
+    """Several integers as a tuple. Errors: TypeError for what is no tuple or list of integers."""
+    if not isinstance(values, tuple | list):
+        raise TypeError(f"{name}: {argument}: got {values!r}, expected a tuple of integers")
+    return tuple([whole(name, argument, value) for value in values])
+
+
+def axis_of(name: str, input: Any, dim: int, argument: str = "dim") -> int:
     """`dim` as an axis in [0, input.ndim); 0 for 0-d. Errors: IndexRangeError where out of range, TypeError for no integer."""
-    axes = axes_of(name, input, operator.index(dim))
-    return axes[0] if axes else 0
+    d, n = whole(name, argument, dim), max(input.ndim, 1)
+    if not -n <= d < n:
+        raise IndexRangeError(f"{name}: {argument}: got {dim}, expected {-n} to {n - 1} for shape {input.shape}")
+    return d % n
 
 
-def as_dims(dim: Any) -> Any:
-    """A list of dims as a tuple."""
-    return tuple(dim) if isinstance(dim, list) else dim
+def dims_of(name: str, input: Any, dim: Any) -> Any:
+    """`dim` as the ops take it: None, or an int or a tuple of ints in range, each axis once."""
+    if dim is None or type(dim) is int:
+        return dim
+    dims = whole_tuple(name, "dim", dim) if isinstance(dim, tuple | list) else whole(name, "dim", dim)
+    if not input.ndim and isinstance(dims, tuple) and len({axis_of(name, input, d) for d in dims}) < len(dims):
+        raise ValueError(f"{name}: dim: got {dim}, expected each axis once")
+    return dims
 
 
-def sizes_of(size: Iterable[Any]) -> tuple[int, ...]:
-    """f(2, 3), f((2, 3)) and f([2, 3]) mean the same."""
-    size = tuple(size)
-    return tuple(size[0]) if len(size) == 1 and isinstance(size[0], tuple | list) else size
+def sizes_of(name: str, argument: str, size: Sequence[Any]) -> tuple[int, ...]:
+    """The sizes of f(2, 3), f((2, 3)) and f([2, 3]), which mean the same."""
+    return whole_tuple(name, argument, size[0] if len(size) == 1 and isinstance(size[0], tuple | list) else size)
+
+
+def variadic(argument: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+    """f(x, 2, 3), f(x, (2, 3)) and f(x, argument=(2, 3)) mean the same: the function is given one tuple of integers."""
+
+    def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        @functools.wraps(function)
+        def call(input: Any, *sizes: Any, **options: Any) -> Tensor:
+            if argument in options:
+                sizes = (*sizes, options.pop(argument))
+            return function(input, sizes_of(function.__name__, argument, sizes), **options)
+
+        return call
+
+    return wrap

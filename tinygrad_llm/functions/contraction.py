@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.functions.base import as_tensor
+from tinygrad_llm.functions.base import as_tensor, promoted
 from tinygrad_llm.functions.products import matmul
 from tinygrad_llm.functions.reductions import sum
 from tinygrad_llm.functions.shapes import diagonal, permute, reshape
@@ -26,6 +26,10 @@ def einsum(equation: Any, *operands: Any) -> Tensor:
     occur once, in alphabetical order. einsum(x, [0, 1], y, [1, 2], [0, 2]) says the same by numbers.
     """
     if not isinstance(equation, str):
+        if not hasattr(equation, "dtype") or not all(isinstance(labels, tuple | list) for labels in operands[::2]):
+            raise TypeError(
+                f"einsum: equation: got {equation!r:.80}, expected a string, or tensors, each with a list of numbers"
+            )
         equation, operands = _from_lists((equation, *operands))
     if len(operands) == 1 and isinstance(operands[0], tuple | list):
         operands = tuple(operands[0])
@@ -113,6 +117,7 @@ def _product(x: Any, a: Labels, y: Any, b: Labels, needed: Collection[Any]) -> t
     inner = [n for n in a if n in b and n not in needed]
     left, right = [n for n in a if n not in b], [n for n in b if n not in a]
     size = {**dict(zip(a, x.shape)), **dict(zip(b, y.shape))}
+    x, y = (x, y) if inner or x.dtype == y.dtype else promoted(x, y)  # torch multiplies where it does not add
     out = matmul(_grouped(x, a, [batch, left, inner]), _grouped(y, b, [batch, inner, right]))
     labels = batch + left + right
     return reshape(out, tuple(size[n] for n in labels)), labels

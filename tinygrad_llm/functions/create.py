@@ -28,9 +28,9 @@ def from_numpy(array: np.ndarray) -> Tensor:
 
 def zeros(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """Zeros of the given shape."""
-    return Tensor(np.zeros(sizes_of(size), dtype), requires_grad)
+    return Tensor(np.zeros(sizes_of("zeros", "size", size), dtype), requires_grad)
 
 
 def ones(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """Ones of the given shape."""
-    return Tensor(np.ones(sizes_of(size), dtype), requires_grad)
+    return Tensor(np.ones(sizes_of("ones", "size", size), dtype), requires_grad)

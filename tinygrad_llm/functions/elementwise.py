@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply
-from tinygrad_llm.functions.base import as_operand, as_tensor, binary, floating, promoted, result_type, to, unary
-from tinygrad_llm.ops import DtypeError, elementwise, reduce, shape
+from tinygrad_llm.functions.base import INEXACT, as_operand, as_tensor, binary, floating, promoted, result_type, to, unary
+from tinygrad_llm.ops import DtypeError, ShapeError, elementwise, reduce, shape
 
 neg, abs, relu = unary(elementwise.neg), unary(elementwise.abs), unary(elementwise.relu)
 exp, expm1 = unary(elementwise.exp, real=True), unary(elementwise.expm1, real=True)
@@ -100,8 +100,11 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     """min(max(x, min), max); bounds are numbers, or tensors that broadcast.   dx = g where min ≤ x ≤ max, as in torch"""
     if min is None and max is None:
         raise ValueError("clamp: got neither min nor max, expected at least one of them")
+    if wrong := [bound for bound in (min, max) if isinstance(bound, str)]:
+        raise TypeError(f"clamp: min, max: got {wrong[0]!r}, expected numbers or tensors")
     x, low, high = as_operand(input), as_operand(min), as_operand(max)
     if hasattr(low, "dtype") or hasattr(high, "dtype"):
+        broadcast_shape("clamp", input=x, min=low, max=high)
         x = x if low is None else where(np.asarray(x) < np.asarray(low), low, x)
         return x if high is None else where(np.asarray(x) > np.asarray(high), high, x)
     x = as_tensor(x)
@@ -112,15 +115,36 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
     """input where condition holds, else other; all three broadcast. With condition alone: the indices where it holds."""
     if input is None and other is None:
         return tuple(Tensor.from_array(i) for i in np.nonzero(np.atleast_1d(np.asarray(condition))))
-    mask = condition if getattr(condition, "dtype", None) == np.bool_ else np.asarray(condition, dtype=bool)
-    return apply(elementwise.where, mask, *promoted(as_operand(input), as_operand(other)))
+    return apply(elementwise.where, _as_mask("where", "condition", condition), *promoted(as_operand(input), as_operand(other)))
 
 
 def masked_fill(input: Any, mask: Any, value: Any) -> Tensor:
-    """input with value, a number or a 0-d tensor, wherever mask is True; the dtype stays input's."""
+    """input with value, a number or a 0-d tensor, wherever mask is True; the dtype stays input's, as in torch."""
     x, fill = as_tensor(input), as_operand(value)
     if np.ndim(fill):
         raise ValueError(f"masked_fill: value: got shape {np.shape(fill)}, expected a number or a 0-d tensor")
-    if x.dtype.kind not in "fc" and result_type(x, fill).kind == "f":
-        raise DtypeError(f"masked_fill: value: got {value!r}, expected an integer for dtype {x.dtype}")
-    return where(mask, to(fill, x.dtype) if hasattr(fill, "dtype") else fill, x)
+    if hasattr(fill, "dtype"):
+        fill = to(fill, x.dtype)
+    elif x.dtype.kind not in INEXACT and fill is not None:
+        fill = x.dtype.type(fill).item()
+    return where(_as_mask("masked_fill", "mask", mask), fill, x)
+
+
+def _as_mask(name: str, argument: str, mask: Any) -> Any:
+    """A mask as an operand. Errors: DtypeError where it is of numbers, as in torch: which of them are true is not said."""
+    found = mask if hasattr(mask, "dtype") else np.asarray(mask)
+    if found.dtype != np.bool_:
+        raise DtypeError(f"{name}: {argument}: got dtype {found.dtype}, expected booleans")
+    return found
+
+
+def broadcast_shape(name: str, **operands: Any) -> tuple[int, ...]:
+    """The shape that the operands broadcast to. Errors: ShapeError, which names the first that does not fit."""
+    shape: tuple[int, ...] = ()
+    for argument, x in operands.items():
+        try:
+            shape = np.broadcast_shapes(shape, np.shape(x))
+        except ValueError:
+            message = f"{name}: {argument}: got shape {np.shape(x)}, expected one that broadcasts with {shape}"
+            raise ShapeError(message) from None
+    return shape

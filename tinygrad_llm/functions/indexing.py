@@ -9,7 +9,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, unwrap_index
 from tinygrad_llm.functions.base import as_tensor, axis_of, spelled
-from tinygrad_llm.functions.elementwise import add, mul, where
+from tinygrad_llm.functions.elementwise import add, broadcast_shape, mul, where
 from tinygrad_llm.functions.shapes import broadcast_to, getitem, reshape
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, shape
 
@@ -17,7 +17,14 @@ from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, shape
 @spelled
 def gather(input: Any, dim: int, index: Any) -> Tensor:
     """out[i, j, k] = input[i, index[i, j, k], k] for dim 1; index may be smaller than input along the other axes."""
-    return getitem(input, _mesh("gather", input, dim, index))
+    i = _integers("gather", index)
+    if not i.size:
+        axis_of("gather", input, dim)
+        return reshape(getitem(reshape(input, -1), slice(0, 0)), i.shape)
+    if max(i.ndim, input.ndim) == 1:  # 0-d counts as one axis of size 1
+        input, size, i = reshape(input, -1), i.shape, i.reshape(-1)
+        return reshape(getitem(input, _mesh("gather", input, dim, i)), size)
+    return getitem(input, _mesh("gather", input, dim, i))
 
 
 @spelled
@@ -28,8 +35,11 @@ def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
         return gather(reshape(input, -1), 0, i.reshape(-1))
     if i.ndim != input.ndim:
         raise ShapeError(f"take_along_dim: indices: got shape {i.shape}, expected {input.ndim} axes as of input {input.shape}")
+    if not input.ndim:
+        raise ShapeError("take_along_dim: input: got a tensor without axes, expected at least one")
     axis = axis_of("take_along_dim", input, dim)
-    others = np.broadcast_shapes(*[(*size[:axis], 1, *size[axis + 1 :]) for size in (input.shape, i.shape)])
+    own, asked = [(*size[:axis], 1, *size[axis + 1 :]) for size in (input.shape, i.shape)]
+    others = broadcast_shape("take_along_dim", input=np.empty(own, bool), indices=np.empty(asked, bool))
     wide, taken = [(*others[:axis], *size[axis : axis + 1], *others[axis + 1 :]) for size in (input.shape, i.shape)]
     return gather(input if input.shape == wide else broadcast_to(input, wide), axis, np.broadcast_to(i, taken))
 
@@ -38,7 +48,11 @@ def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
 def index_select(input: Any, dim: int, index: Any) -> Tensor:
     """The slices of input at the places index [n] along dim."""
     axis, i = axis_of("index_select", input, dim), _index_vector("index_select", input, dim, index)
-    return getitem(input, (slice(None),) * axis + (i,)) if input.ndim else broadcast_to(input, ())
+    if input.ndim:
+        return getitem(input, (slice(None),) * axis + (i,))
+    if i.size != 1:
+        raise ShapeError(f"index_select: index: got {i.size} places, expected one, for input has no axes")
+    return add(input, 0)
 
 
 @spelled
@@ -47,6 +61,8 @@ def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1
     axis, i = axis_of("index_add", input, dim), _index_vector("index_add", input, dim, index)
     expected = (*input.shape[:axis], i.size, *input.shape[axis + 1 :])
     values = _like("index_add", "source", input, source)
+    if not input.ndim and values.size == i.size == 1:
+        return add(input, reshape(mul(values, alpha), ()))
     if values.shape != expected:
         raise ShapeError(f"index_add: source: got shape {values.shape}, expected {expected}")
     return add(input, _placed(values if alpha == 1 else mul(values, alpha), (slice(None),) * axis + (i,), input.shape))
@@ -55,8 +71,13 @@ def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1
 @spelled
 def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
     """input with src[i, j, k] added at [i, index[i, j, k], k] for dim 1; repeated places add up."""
-    places = _mesh("scatter_add", input, dim, index)
-    values, size = _like("scatter_add", "src", input, src), np.shape(index)
+    values, i = _like("scatter_add", "src", input, src), _integers("scatter_add", index)
+    if not i.size:
+        axis_of("scatter_add", input, dim)
+        return add(input, 0)
+    if max(values.ndim, i.ndim, input.ndim) == 1 and input.ndim * i.ndim * values.ndim == 0:  # 0-d counts as one axis of size 1
+        return reshape(scatter_add(reshape(input, -1), dim, i.reshape(-1), reshape(values, -1)), input.shape)
+    places, size = _mesh("scatter_add", input, dim, i), i.shape
     if values.ndim != len(size) or any(n < m for n, m in zip(values.shape, size)):
         raise ShapeError(f"scatter_add: src: got shape {values.shape}, expected at least that of index, {size}")
     if values.shape != size:
@@ -69,6 +90,8 @@ def index_put(input: Any, indices: Sequence[Any], values: Any, accumulate: bool 
 
     Without accumulate the last value of a repeated place stays, and takes the whole gradient.
     """
+    if not isinstance(indices, tuple | list):
+        raise TypeError(f"index_put: indices: got {type(indices).__name__}, expected a tuple of tensors")
     index = unwrap_index(tuple(indices))
     places = _positions("index_put", input.shape, index)
     given = broadcast_to(_like("index_put", "values", input, values), places.shape)
@@ -92,7 +115,8 @@ def _positions(name: str, size: tuple[int, ...], index: Any) -> Any:
     try:
         return np.arange(int(np.prod(size))).reshape(size)[index]
     except IndexError as error:
-        raise IndexRangeError(f"{name}: indices: got {index!r} for shape {size}, expected ones inside: {error}") from None
+        shown = " ".join(repr(index).split())
+        raise IndexRangeError(f"{name}: indices: got {shown} for shape {size}, expected ones inside: {error}") from None
 
 
 def _like(name: str, argument: str, input: Any, values: Any) -> Any:

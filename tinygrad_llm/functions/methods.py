@@ -33,7 +33,7 @@ METHODS: dict[str, Any] = {
     "__invert__": lambda self: Tensor.from_array(np.asarray(~np.asarray(self))),
     "T": property(lambda self: s.permute(self, tuple(reversed(range(self.ndim))))),
     "mT": property(lambda self: s.transpose(self, -1, -2)),
-    "view": s.reshape, "astype": to, "to": to, "size": Tensor.size,
+    "view": s.view, "astype": to, "to": to, "size": Tensor.size,
     "float": lambda self: to(self, np.float32), "double": lambda self: to(self, np.float64),
     "where": lambda self, condition, other: e.where(condition, self, other),
 }

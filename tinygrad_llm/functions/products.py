@@ -19,6 +19,8 @@ def matmul(input: Any, other: Any) -> Tensor:
     x, y = as_operand(input), as_operand(other)
     if not getattr(x, "ndim", 0) or not getattr(y, "ndim", 0):
         raise ShapeError(f"matmul: got shapes {np.shape(x)} and {np.shape(y)}, expected at least one axis each")
+    if x.dtype == y.dtype == np.bool_:
+        raise DtypeError("matmul: got booleans, expected numbers")
     left, right = x.ndim == 1, y.ndim == 1
     x = reshape(x, (1, -1)) if left else x
     y = reshape(y, (-1, 1)) if right else y

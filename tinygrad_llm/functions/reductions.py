@@ -11,16 +11,17 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor, apply
 from tinygrad_llm.functions.base import (
     Dim,
-    as_dims,
     as_operand,
     as_tensor,
     axis_of,
+    dims_of,
     floating,
     numeric,
     only_floats,
     spelled,
     summable,
     to,
+    whole,
 )
 from tinygrad_llm.functions.elementwise import abs, maximum, minimum, mul, pow, sqrt, square, where, without_slope
 from tinygrad_llm.functions.indexing import take_along_dim
@@ -36,29 +37,33 @@ class ValuesIndices(NamedTuple):
     indices: Tensor
 
 
+def _reduced(op: Op, x: Any, dim: Dim, keepdim: bool) -> Tensor:
+    return apply(op, x, dim=dims_of(op.name, x, dim), keepdim=keepdim)
+
+
 @spelled
 def sum(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Σ over dim (None: over all axes); 0 over nothing. Integers and booleans give int64."""
-    return apply(reduce.sum, summable(input, dtype), dim=as_dims(dim), keepdim=keepdim)
+    return _reduced(reduce.sum, summable(input, dtype), dim, keepdim)
 
 
 @spelled
 def mean(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The mean over dim (None: over all axes); nan over nothing."""
     x = only_floats("mean", input if dtype is None else to(as_tensor(input), dtype))
-    return apply(reduce.mean, x, dim=as_dims(dim), keepdim=keepdim)
+    return _reduced(reduce.mean, x, dim, keepdim)
 
 
 @spelled
 def amax(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """The largest over dim; ties share the gradient."""
-    return apply(reduce.amax, as_tensor(input), dim=as_dims(dim), keepdim=keepdim)
+    return _reduced(reduce.amax, as_tensor(input), dim, keepdim)
 
 
 @spelled
 def amin(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
     """The smallest over dim; ties share the gradient."""
-    return apply(reduce.amin, as_tensor(input), dim=as_dims(dim), keepdim=keepdim)
+    return _reduced(reduce.amin, as_tensor(input), dim, keepdim)
 
 
 @spelled
@@ -66,7 +71,7 @@ def max(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None
     """The largest of all; over one dim (values, indices), where the first of equals takes the gradient; or maximum(x, y)."""
     if other is not None or hasattr(dim, "dtype"):
         return maximum(input, dim if other is None else other)
-    return amax(input) if dim is None else _chosen("max", np.argmax, input, dim, keepdim)
+    return amax(input, None, keepdim) if dim is None else _chosen("max", np.argmax, input, dim, keepdim)
 
 
 @spelled
@@ -74,7 +79,7 @@ def min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None
     """The smallest of all; over one dim (values, indices), where the first of equals takes the gradient; or minimum(x, y)."""
     if other is not None or hasattr(dim, "dtype"):
         return minimum(input, dim if other is None else other)
-    return amin(input) if dim is None else _chosen("min", np.argmin, input, dim, keepdim)
+    return amin(input, None, keepdim) if dim is None else _chosen("min", np.argmin, input, dim, keepdim)
 
 
 def _chosen(name: str, find: Any, input: Any, dim: int, keepdim: bool) -> ValuesIndices:
@@ -113,8 +118,8 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: An
     """
     x = summable(input, dtype)
     axis = 0 if dim is None else axis_of("prod", x, dim)
-    keepdim = keepdim and dim is not None and x.ndim > 0
-    x = reshape(x, -1) if dim is None or not x.ndim else x
+    if dim is None or not x.ndim:
+        return reshape(_halved(reshape(x, -1)), (1,) * x.ndim if keepdim else ())
     out = transpose(_halved(transpose(x, axis, -1)), axis, -1)
     return out if keepdim else squeeze(out, axis)
 
@@ -132,33 +137,42 @@ def _halved(x: Any) -> Any:
 @spelled
 def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     """Σ of the elements so far, along dim. Integers and booleans give int64."""
-    return apply(reduce.cumsum, summable(input, dtype), dim=int(dim))
+    return apply(reduce.cumsum, summable(input, dtype), dim=whole("cumsum", "dim", dim))
 
 
 @spelled
 def logsumexp(input: Any, dim: Dim, keepdim: bool = False) -> Tensor:
     """ln Σ eˣ over dim, without overflow; −∞ over nothing."""
-    return apply(reduce.logsumexp, floating(input), dim=as_dims(dim), keepdim=keepdim)
+    return _reduced(reduce.logsumexp, floating(input), dim, keepdim)
 
 
 @spelled
-def var(input: Any, dim: Dim = None, *, correction: float = 1, keepdim: bool = False, unbiased: bool = True) -> Tensor:
+def var(
+    input: Any, dim: Dim = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float | None = None
+) -> Tensor:
     """Σ (x − mean)² / (n − correction) over dim; nan where n is not larger than correction and all are equal.
 
-    `unbiased=False` is torch's older spelling of correction=0.
+    correction is 1 by default. torch's older spellings of correction=0 hold too: var(x, dim, False), var(x, False).
     """
-    x, dim = only_floats("var", input), as_dims(dim)
-    n = math.prod(x.shape[i] for i in axes_of("var", x, dim))
-    free = builtins.max(n - correction * unbiased, 0)
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    if unbiased is not None and correction is not None:
+        raise TypeError(f"var: correction: got {correction!r} beside unbiased = {unbiased!r}, expected one of them")
+    x = only_floats("var", input)
+    dim, less = dims_of("var", x, dim), unbiased in (None, True) if correction is None else correction
+    n = math.prod([x.shape[i] for i in axes_of("var", x, dim)])
+    free = builtins.max(n - less, 0)
     squares = sum(square(x - mean(x, dim, True)), dim, keepdim)
     with np.errstate(divide="ignore", invalid="ignore"):  # torch warns and gives nan; so do we, without the warning
         return squares / free
 
 
 @spelled
-def std(input: Any, dim: Dim = None, *, correction: float = 1, keepdim: bool = False, unbiased: bool = True) -> Tensor:
+def std(
+    input: Any, dim: Dim = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float | None = None
+) -> Tensor:
     """√var. Where it is 0 its gradient is 0, as in torch."""
-    return _root(var(input, dim, correction=correction, keepdim=keepdim, unbiased=unbiased), 2)
+    return _root(var(input, dim, unbiased, keepdim, correction=correction), 2)
 
 
 def _root(x: Tensor, p: float) -> Tensor:
@@ -169,12 +183,14 @@ def _root(x: Tensor, p: float) -> Tensor:
     return where(zero, x.detach() if p > 0 else 0.0, _root(where(zero, 1.0, x), p))
 
 
-def softmax(input: Any, dim: int = -1, dtype: Any = None) -> Tensor:
+@spelled
+def softmax(input: Any, dim: int, dtype: Any = None) -> Tensor:
     """eˣ / Σ eˣ along dim."""
     return along_last(nn.softmax, input if dtype is None else to(as_tensor(input), dtype), dim)
 
 
-def log_softmax(input: Any, dim: int = -1, dtype: Any = None) -> Tensor:
+@spelled
+def log_softmax(input: Any, dim: int, dtype: Any = None) -> Tensor:
     """x − ln Σ eˣ along dim."""
     return along_last(nn.log_softmax, input if dtype is None else to(as_tensor(input), dtype), dim)
 
@@ -182,11 +198,11 @@ def log_softmax(input: Any, dim: int = -1, dtype: Any = None) -> Tensor:
 def along_last(op: Op, input: Any, dim: int) -> Tensor:
     """An op of the last axis, along another."""
     x = only_floats(op.name, as_operand(input))
+    at = axis_of(op.name, x, dim)
     if not x.ndim:
         return reshape(apply(op, reshape(x, (1,))), ())
     if not x.size:
         return apply(elementwise.mul, x, 1.0)
-    at = axis_of(op.name, x, dim)
     return apply(op, x) if at == x.ndim - 1 else transpose(apply(op, transpose(x, at, -1)), at, -1)
 
 
@@ -200,8 +216,11 @@ def vector_norm(input: Any, ord: float = 2, dim: Dim = None, keepdim: bool = Fal
     At 0 the gradient is 0, as in torch.
     """
     x = only_floats("vector_norm", input if dtype is None else to(as_tensor(input), dtype))
+    if not isinstance(ord, int | float):
+        raise TypeError(f"vector_norm: ord: got {ord!r}, expected a number")
+    dim = dims_of("vector_norm", x, dim)
     if ord == 0:
-        count = np.sum(np.asarray(x) != 0, axes_of("vector_norm", x, as_dims(dim)), keepdims=keepdim)
+        count = np.sum(np.asarray(x) != 0, axes_of("vector_norm", x, dim), keepdims=keepdim)
         return without_slope(count.astype(x.dtype), x)
     if math.isinf(ord):
         return (amax if ord > 0 else amin)(abs(x), dim, keepdim)

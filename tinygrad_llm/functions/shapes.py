@@ -10,23 +10,47 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, unwrap_index
-from tinygrad_llm.functions.base import Dim, as_dims, as_tensor, axis_of, result_type, sizes_of, spelled, to
+from tinygrad_llm.functions.base import (
+    Dim,
+    as_tensor,
+    axis_of,
+    dims_of,
+    result_type,
+    spelled,
+    to,
+    variadic,
+    whole,
+    whole_tuple,
+)
 from tinygrad_llm.functions.elementwise import where
 from tinygrad_llm.ops import IndexRangeError, ShapeError
 from tinygrad_llm.ops import shape as moves
 from tinygrad_llm.ops.reduce import axes_of
 
 
-def reshape(input: Any, *shape: Any) -> Tensor:
+@variadic("shape")
+def reshape(input: Any, shape: Any) -> Tensor:
     """The same elements in row-major order under another shape; one size may be −1."""
-    return apply(moves.reshape, input, shape=sizes_of(shape))
+    if shape and min(shape) < -1:
+        raise ShapeError(f"reshape: shape: got {shape}, expected sizes of at least 0, or −1 for one of them")
+    return apply(moves.reshape, input, shape=shape)
+
+
+@variadic("size")
+def view(input: Any, size: Any) -> Tensor:
+    """reshape, where no element needs to move: the result shares input's memory. Errors: ShapeError where it cannot."""
+    out = reshape(input, size)
+    if not np.may_share_memory(np.asarray(out), np.asarray(input)) and np.size(out):
+        raise ShapeError(f"view: size: got {size} for shape {input.shape} in memory of another order, expected one that is a "
+                         "view of it; use reshape()")
+    return out
 
 
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Axes start_dim to end_dim as one."""
+    start, end = axis_of("flatten", input, start_dim, "start_dim"), axis_of("flatten", input, end_dim, "end_dim")
     if not input.ndim:
         return reshape(input, (1,))
-    start, end = axis_of("flatten", input, start_dim), axis_of("flatten", input, end_dim)
     if start > end:
         raise ShapeError(f"flatten: start_dim: got {start_dim}, expected none after end_dim = {end_dim}")
     return reshape(input, (*input.shape[:start], math.prod(input.shape[start : end + 1]), *input.shape[end + 1 :]))
@@ -35,30 +59,31 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
 @spelled
 def squeeze(input: Any, dim: Dim = None) -> Tensor:
     """Without the axes of size 1 (all, or those in dim)."""
-    drop = axes_of("squeeze", input, as_dims(dim)) if dim != () else ()
+    drop = axes_of("squeeze", input, dims_of("squeeze", input, dim)) if dim != () else ()
     return reshape(input, tuple(n for i, n in enumerate(input.shape) if i not in drop or n != 1))
 
 
 @spelled
 def unsqueeze(input: Any, dim: int) -> Tensor:
     """With a new axis of size 1 at dim."""
-    if not -input.ndim - 1 <= dim <= input.ndim:
-        raise IndexError(f"unsqueeze: dim: got {dim}, expected {-input.ndim - 1} to {input.ndim}")
-    at = dim % (input.ndim + 1)
+    if not -input.ndim - 1 <= (at := whole("unsqueeze", "dim", dim)) <= input.ndim:
+        raise IndexRangeError(f"unsqueeze: dim: got {dim}, expected {-input.ndim - 1} to {input.ndim}")
+    at %= input.ndim + 1
     return reshape(input, (*input.shape[:at], 1, *input.shape[at:]))
 
 
 # Axes in another order ---------------------------------------------------------------------------------------------------
 
 
-def permute(input: Any, *dims: Any) -> Tensor:
+@variadic("dims")
+def permute(input: Any, dims: Any) -> Tensor:
     """Axis i of the result is axis dims[i] of input."""
-    return apply(moves.permute, input, dims=sizes_of(dims))
+    return apply(moves.permute, input, dims=dims)
 
 
 def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
     """Axes dim0 and dim1 exchanged."""
-    first, second = axis_of("transpose", input, dim0), axis_of("transpose", input, dim1)
+    first, second = axis_of("transpose", input, dim0, "dim0"), axis_of("transpose", input, dim1, "dim1")
     dims = list(range(input.ndim))
     if dims:
         dims[first], dims[second] = dims[second], dims[first]
@@ -79,10 +104,12 @@ def t(input: Any) -> Tensor:
 
 def movedim(input: Any, source: Dim, destination: Dim) -> Tensor:
     """The axes `source` at the places `destination`; the others keep their order."""
-    ends = [(d,) if isinstance(d, int) else tuple(d or ()) for d in (source, destination)]
-    if len(ends[0]) != len(ends[1]):
+    several = isinstance(source, tuple | list), isinstance(destination, tuple | list)
+    ends: list[Any] = [d if isinstance(d, tuple | list) else (d,) for d in (source, destination)]
+    if len(ends[0]) != len(ends[1]) or several[0] != several[1]:
         raise ShapeError(f"movedim: destination: got {destination}, expected as many axes as source = {source}")
-    [from_, to_] = [[axis_of("movedim", input, d) for d in dims] for dims in ends]
+    from_ = [axis_of("movedim", input, d, "source") for d in ends[0]]
+    to_ = [axis_of("movedim", input, d, "destination") for d in ends[1]]
     if len(set(from_)) < len(from_) or len(set(to_)) < len(to_):
         raise ShapeError(f"movedim: source: got {source} to {destination}, expected each axis once")
     rest = iter([i for i in range(input.ndim) if i not in from_])
@@ -90,22 +117,22 @@ def movedim(input: Any, source: Dim, destination: Dim) -> Tensor:
     return permute(input, [placed[i] if i in placed else next(rest) for i in range(input.ndim)])
 
 
-@spelled
-def flip(input: Any, *dims: Any) -> Tensor:
+@variadic("dims")
+def flip(input: Any, dims: Any) -> Tensor:
     """The elements in reverse order along dims."""
-    axes = sizes_of(dims)
-    return apply(moves.flip, input, dims=axes_of("flip", input, axes) if axes else ())
+    return apply(moves.flip, input, dims=axes_of("flip", input, dims_of("flip", input, dims)) if dims else ())
 
 
 def roll(input: Any, shifts: int | tuple[int, ...], dims: Dim = None) -> Tensor:
     """Elements moved by shifts along dims, those that fall off coming in at the other end; without dims, as if flattened."""
-    if dims is None:
-        return reshape(roll(reshape(input, -1), shifts, 0), input.shape)
-    pairs = [(v,) if isinstance(v, int) else tuple(v) for v in (shifts, dims)]
-    if len(pairs[0]) != len(pairs[1]):
+    by = whole_tuple("roll", "shifts", shifts if isinstance(shifts, tuple | list) else (shifts,))
+    if (dims is None or dims == ()) and len(by) == 1:
+        return reshape(roll(reshape(input, -1), by, 0), input.shape)
+    along: Any = dims if isinstance(dims, tuple | list) else (dims,)
+    if len(by) != len(along) or not by:
         raise ShapeError(f"roll: shifts: got {shifts}, expected one for each of dims = {dims}")
-    for shift, dim in zip(*pairs):
-        n = input.shape[axis_of("roll", input, dim)] if input.ndim else 1
+    for shift, dim in zip(by, along):
+        n = input.shape[_split_axis("roll", input, dim)]
         cut = -shift % max(n, 1)
         input = cat([narrow(input, dim, cut, n - cut), narrow(input, dim, 0, cut)], dim) if cut else input
     return input + 0 if input.dtype != np.bool_ else input
@@ -114,21 +141,31 @@ def roll(input: Any, shifts: int | tuple[int, ...], dims: Dim = None) -> Tensor:
 # Repeated ----------------------------------------------------------------------------------------------------------------
 
 
-def broadcast_to(input: Any, shape: Sequence[int]) -> Tensor:
-    """input repeated along new leading axes and along axes of size 1."""
-    return apply(moves.broadcast_to, input, shape=tuple(shape))
+@variadic("shape")
+def broadcast_to(input: Any, shape: Any) -> Tensor:
+    """input repeated along new leading axes and along axes of size 1; −1 stands for a size that stays."""
+    return apply(moves.broadcast_to, input, shape=_kept_sizes("broadcast_to", input, shape) if -1 in shape else shape)
 
 
-def expand(input: Any, *sizes: Any) -> Tensor:
-    """broadcast_to, with −1 for a size that stays."""
-    wanted = sizes_of(sizes)
-    kept = (1,) * (len(wanted) - input.ndim) + input.shape
-    return broadcast_to(input, tuple(old if new == -1 else new for new, old in zip(wanted, kept)) + wanted[len(kept) :])
+@variadic("size")
+def expand(input: Any, size: Any) -> Tensor:
+    """torch.Tensor's name of broadcast_to."""
+    return apply(moves.broadcast_to, input, shape=_kept_sizes("expand", input, size))
 
 
-def repeat(input: Any, *repeats: Any) -> Tensor:
+def _kept_sizes(name: str, input: Any, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes with those of input in place of −1."""
+    kept = (-1,) * (len(sizes) - input.ndim) + input.shape
+    found = tuple([old if new == -1 else new for new, old in zip(sizes, kept)]) + sizes[len(kept) :]
+    if found and min(found) < 0:
+        raise ShapeError(f"{name}: shape: got {sizes} for shape {input.shape}, expected −1 only for axes that there are")
+    return found
+
+
+@variadic("repeats")
+def repeat(input: Any, repeats: Any) -> Tensor:
     """input laid side by side repeats[i] times along axis i, new axes in front: torch.Tensor.repeat, numpy.tile."""
-    times = sizes_of(repeats)
+    times = repeats
     if len(times) < input.ndim or min(times, default=0) < 0:
         raise ShapeError(f"repeat: repeats: got {times}, expected numbers for at least {input.ndim} axes")
     sizes = (1,) * (len(times) - input.ndim) + input.shape
@@ -137,10 +174,10 @@ def repeat(input: Any, *repeats: Any) -> Tensor:
     return reshape(wide, tuple(n * size for n, size in zip(times, sizes)))
 
 
-def tile(input: Any, *dims: Any) -> Tensor:
+@variadic("dims")
+def tile(input: Any, dims: Any) -> Tensor:
     """repeat, where leading axes may be left out of dims."""
-    times = sizes_of(dims)
-    return repeat(input, (1,) * (input.ndim - len(times)) + times)
+    return repeat(input, (1,) * (input.ndim - len(dims)) + dims)
 
 
 # Together and apart ------------------------------------------------------------------------------------------------------
@@ -149,7 +186,7 @@ def tile(input: Any, *dims: Any) -> Tensor:
 @spelled
 def cat(tensors: Sequence[Any], dim: int = 0) -> Tensor:
     """The tensors one after another along dim, in their result type. As in torch, ones of shape (0,) fit everywhere."""
-    parts = [as_tensor(x) for x in tensors]
+    parts, dim = _parts("cat", tensors), whole("cat", "dim", dim)
     if len({(x.ndim, x.dtype) for x in parts}) > 1:
         dtype = result_type(*parts)
         parts = [to(x, dtype) for x in parts if x.shape != (0,) or all(y.ndim == 1 for y in parts)]
@@ -159,11 +196,17 @@ def cat(tensors: Sequence[Any], dim: int = 0) -> Tensor:
 @spelled
 def stack(tensors: Sequence[Any], dim: int = 0) -> Tensor:
     """The tensors side by side along a new axis dim."""
-    parts = [as_tensor(x) for x in tensors]
+    parts = _parts("stack", tensors)
     for i, x in enumerate(parts):
         if x.shape != parts[0].shape:
             raise ShapeError(f"stack: tensors[{i}]: got shape {x.shape}, expected {parts[0].shape} as of tensors[0]")
     return cat([unsqueeze(x, dim) for x in parts], dim)
+
+
+def _parts(name: str, tensors: Any) -> list[Any]:
+    if not isinstance(tensors, tuple | list):
+        raise TypeError(f"{name}: tensors: got {type(tensors).__name__}, expected a tuple or list of tensors")
+    return [as_tensor(x) for x in tensors]
 
 
 @spelled
@@ -171,7 +214,10 @@ def split(tensor: Any, split_size_or_sections: int | Sequence[int], dim: int = 0
     """Pieces of one size along dim, the last may be smaller; or pieces of the sizes that a list gives."""
     axis, sizes = _split_axis("split", tensor, dim), split_size_or_sections
     n, lead = tensor.shape[axis], (slice(None),) * axis
-    if isinstance(sizes, int):
+    if isinstance(sizes, tuple | list):
+        sizes = whole_tuple("split", "split_sizes", sizes)
+    else:
+        sizes = whole("split", "split_size", sizes)
         if sizes < (n > 0):
             raise ValueError(f"split: split_size: got {sizes}, expected at least 1")
         sizes = [min(sizes, n - at) for at in range(0, n, sizes)] if n else [0]
@@ -184,7 +230,7 @@ def split(tensor: Any, split_size_or_sections: int | Sequence[int], dim: int = 0
 @spelled
 def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """At most `chunks` pieces of equal size along dim, the last may be smaller."""
-    if chunks < 1:
+    if (chunks := whole("chunk", "chunks", chunks)) < 1:
         raise ValueError(f"chunk: chunks: got {chunks}, expected at least 1")
     n = input.shape[_split_axis("chunk", input, dim)]
     return split(input, -(-n // chunks) if n else [0] * chunks, dim)
@@ -196,10 +242,10 @@ def unbind(input: Any, dim: int = 0) -> tuple[Tensor, ...]:
     return tuple(select(input, dim, i) for i in range(input.shape[_split_axis("unbind", input, dim)]))
 
 
-def _split_axis(name: str, x: Any, dim: int) -> int:
+def _split_axis(name: str, x: Any, dim: int, argument: str = "dim") -> int:
     if not x.ndim:
         raise ShapeError(f"{name}: input: got a tensor without axes, expected at least one")
-    return axis_of(name, x, dim)
+    return axis_of(name, x, dim, argument)
 
 
 @spelled
@@ -207,7 +253,8 @@ def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
     """Elements start to start + length along dim."""
     axis = _split_axis("narrow", input, dim)
     n = input.shape[axis]
-    first = start + n if start < 0 else int(start)
+    start, length = whole("narrow", "start", start), whole("narrow", "length", length)
+    first = start + n if start < 0 else start
     if length < 0 or not 0 <= first <= n - length:
         raise IndexRangeError(f"narrow: start: got {start} and length {length}, expected a part of axis {axis} of size {n}")
     return getitem(input, (slice(None),) * axis + (slice(first, first + length),))
@@ -217,7 +264,7 @@ def narrow(input: Any, dim: int, start: int, length: int) -> Tensor:
 def select(input: Any, dim: int, index: int) -> Tensor:
     """The slice at index along dim, without that axis."""
     axis = _split_axis("select", input, dim)
-    return getitem(input, (slice(None),) * axis + (int(index),))
+    return getitem(input, (slice(None),) * axis + (whole("select", "index", index),))
 
 
 def getitem(input: Any, index: Any) -> Tensor:
@@ -230,7 +277,8 @@ def getitem(input: Any, index: Any) -> Tensor:
 
 def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """The elements [..., i, i + offset] of axes dim1 and dim2, as the last axis."""
-    one, two = _split_axis("diagonal", input, dim1), axis_of("diagonal", input, dim2)
+    one, two = _split_axis("diagonal", input, dim1, "dim1"), axis_of("diagonal", input, dim2, "dim2")
+    offset = whole("diagonal", "offset", offset)
     if one == two:
         raise ShapeError(f"diagonal: dim2: got {dim2}, expected another axis than dim1 = {dim1}")
     x = movedim(input, (one, two), (-2, -1))
@@ -243,12 +291,14 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tenso
 
 def triu(input: Any, diagonal: int = 0) -> Tensor:
     """The elements [..., i, j] with j − i ≥ diagonal; the others 0."""
-    return _part("triu", input, lambda ahead: ahead >= diagonal)
+    least = whole("triu", "diagonal", diagonal)
+    return _part("triu", input, lambda ahead: ahead >= least)
 
 
 def tril(input: Any, diagonal: int = 0) -> Tensor:
     """The elements [..., i, j] with j − i ≤ diagonal; the others 0."""
-    return _part("tril", input, lambda ahead: ahead <= diagonal)
+    most = whole("tril", "diagonal", diagonal)
+    return _part("tril", input, lambda ahead: ahead <= most)
 
 
 def _part(name: str, x: Any, keep: Any) -> Tensor:

@@ -97,8 +97,9 @@ def getitem(x: Any, index: Any) -> tuple[Any, Vjp]:
     _check_unambiguous(x, index)
     try:
         out = x[index]
-    except IndexError as error:
-        raise IndexRangeError(f"getitem: index: got {index!r} for shape {x.shape}, expected one inside: {error}") from None
+    except (IndexError, TypeError, ValueError) as error:
+        shown = " ".join(repr(index).split())
+        raise IndexRangeError(f"getitem: index: got {shown} for shape {x.shape}, expected one inside: {error}") from None
     shape = x.shape
     return out, lambda g: (compute(scatter, g, index=index, shape=shape),)
 
