@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from reference.opdraw import draw_floats, draw_shapes, index_limit
+from reference.opdraw import MODEL, Seeded, draw_arguments
 from reference.sections import finite
 from tinygrad_llm.ops import Arg
 from tinygrad_llm.policy import FLOAT32_RATIO, FLOAT32_TOL, Comparison, bounded_ratio, compare_float32, compare_float64
@@ -93,9 +93,9 @@ def compare(
     found: dict[str, list[FunctionRow]] = {}
     traced = True
     for i in range(CALLS):
-        rng = np.random.default_rng([seed, i])
-        values = draw_inputs(args, rng)
-        cotangent = rng.standard_normal(_call_torch(theirs, values, np.float64).shape)
+        source = Seeded(seed, i)
+        values = draw_arguments(args, source, MODEL, {})
+        cotangent = source.rng.standard_normal(_call_torch(theirs, values, np.float64).shape)
         truth, narrow = (_run_torch(theirs, values, cotangent, d) for d in (np.float64, np.float32))
         wide, mine = (_run_ours(ours, values, cotangent, d, library) for d in (np.float64, np.float32))
         traced = traced and len(wide) > 1
@@ -120,21 +120,6 @@ def load_functions(functions: str) -> list[Callable[..., Any]]:
         return [_load(*name.split(":")) for name in names]
     finally:
         sys.path.remove(os.getcwd())
-
-
-def draw_inputs(args: tuple[Arg, ...], rng: np.random.Generator) -> list[np.ndarray]:
-    """One value per shape string; float32 numbers in float64 arrays."""
-    shapes = draw_shapes(args, rng)
-    values: list[np.ndarray] = []
-    for arg, shape in zip(args, shapes):
-        size = shape if shape is not None else ()
-        if arg.kind == "bool":
-            values.append(rng.random(size) < 0.5)
-        elif arg.kind == "int":
-            values.append(rng.integers(0, index_limit(args, arg, shapes), size))
-        else:
-            values.append(draw_floats(arg, size, rng))
-    return values
 
 
 def _load(module: str, name: str) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from reference.opdraw import Call, draw_calls, run_ours, run_torch
+from reference.opdraw import Call, draw_calls, is_float, run_ours, run_torch
 from tinygrad_llm.ops import REGISTRY, Op
 from tinygrad_llm.policy import (
     FLOAT32_RATIO,
@@ -29,7 +29,7 @@ from tinygrad_llm.policy import (
     geometric_mean_ratio,
 )
 
-NEIGHBOURS = 8
+NEIGHBOURS = 16
 SEVERITY = (
     Verdict.EXACTLY_ZERO, Verdict.EQUAL, Verdict.NO_WORSE, Verdict.INCONCLUSIVE, Verdict.WORSE, Verdict.DIFFERENT,
     Verdict.MISMATCH,
@@ -85,9 +85,21 @@ def judge_call(call: Call, dtype: Any, device: str = "cpu") -> list[Comparison]:
         ours = run_ours(call, dtype)
     except Exception as error:  # a bug may raise anything; the report must name it and go on
         return [Comparison("output", np.dtype(dtype).name, Verdict.MISMATCH, np.inf, detail=f"raised {error!r}")]
-    theirs, truth = run_torch(call, dtype, device), run_torch(call, np.float64)
-    found = [_judge(name, ours[i], theirs[i], truth[i], dtype) for i, name in enumerate(call.names)]
+    theirs, truth = run_torch(call, dtype, device), run_torch(call)
+    found = [judge_value(name, ours[i], theirs[i], truth[i], dtype) for i, name in enumerate(call.names)]
     return [_excused(row, call, i) if row.verdict == Verdict.WORSE else row for i, row in enumerate(found)]
+
+
+def judge_value(name: str, ours: Any, theirs: np.ndarray, truth: np.ndarray, dtype: Any) -> Comparison:
+    """The output or one gradient by the policy; where torch itself leaves the dtype, the bits must agree."""
+    kind = np.dtype(dtype).name
+    if ours is None or theirs.dtype != dtype or truth.dtype != np.float64:
+        same = ours is not None and ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
+        detail = "" if same else f"got {ours!r}, expected {theirs!r}"
+        return Comparison(name, kind, Verdict.EQUAL if same else Verdict.MISMATCH, 0.0 if same else np.inf, detail=detail)
+    if dtype == np.float64:
+        return compare_float64(ours, theirs, name)
+    return compare_float32(ours, theirs, truth, name)
 
 
 def ulps_of(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -113,7 +125,7 @@ def _row(op: Op, calls: list[Call], dtype: Any, device: str) -> OpRow:
 
 
 def _distances(call: Call, dtype: Any, got: list[Any]) -> np.ndarray:
-    truth = run_torch(call, np.float64)
+    truth = run_torch(call)
     pairs = [(x, t) for x, t in zip(got, truth) if x is not None and x.dtype == dtype and x.shape == t.shape]
     with np.errstate(all="ignore"):
         return np.concatenate([np.zeros(0), *[ulps_of(x, t).ravel() for x, t in pairs]])
@@ -126,20 +138,11 @@ def _summary(distances: list[np.ndarray]) -> Ulps:
     return Ulps(*(float(v) for v in (np.median(every), np.quantile(every, 0.99), every.max())))
 
 
-def _judge(name: str, ours: Any, theirs: np.ndarray, truth: np.ndarray, dtype: Any) -> Comparison:
-    kind = np.dtype(dtype).name
-    if ours is None or theirs.dtype != dtype or truth.dtype != np.float64:  # where torch leaves the dtype, bits must agree
-        same = ours is not None and ours.dtype == theirs.dtype and np.array_equal(ours, theirs)
-        return Comparison(name, kind, Verdict.EQUAL if same else Verdict.MISMATCH, 0.0 if same else np.inf)
-    if dtype == np.float64:
-        return compare_float64(ours, theirs, name)
-    return compare_float32(ours, theirs, truth, name)
-
-
 def _excused(row: Comparison, call: Call, which: int) -> Comparison:
     """Inconclusive instead of worse, where torch errs as much on the call one rounding away.
 
-    In a layer norm over nearly constant rows all cancels but the last bit, and torch may be lucky by a factor of 100.
+    In a layer norm over two features, or over nearly constant rows, all cancels but the last bit, and torch may be lucky by
+    a factor of 100. (Over 17,000 drawn gradients of layer norm, 5 of ours need this, and 512 of torch's would.)
     """
     errors = [_torch_error(neighbour, which) for neighbour in _neighbours(call)]
     if row.error <= max(FLOAT32_TOL, FLOAT32_RATIO * max(errors)):
@@ -156,7 +159,7 @@ def _neighbours(call: Call) -> list[Call]:
 
 
 def _stepped_call(call: Call, rng: np.random.Generator) -> Call:
-    args = tuple(_stepped(a, rng) if a is not None and a.dtype.kind == "f" else a for a in call.args)
+    args = tuple(_stepped(a, rng) if is_float(a) else a for a in call.args)
     return replace(call, args=args, cotangent=_stepped(call.cotangent, rng), cache={})
 
 
@@ -166,5 +169,5 @@ def _stepped(a: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _torch_error(call: Call, which: int) -> float:
-    narrow, truth = run_torch(call, np.float32)[which], run_torch(call, np.float64)[which]
+    narrow, truth = run_torch(call, np.float32)[which], run_torch(call)[which]
     return float(np.max(np.abs(narrow - truth) / (1 + np.abs(truth)), initial=0.0))

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from opcases import OPS, Sizes, call_torch, cases, run_ours
+from opcases import OPS, cases
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import tinygrad_llm as ours
 from reference.model import Transformer as TorchTransformer
+from reference.opdraw import Sizes, call_torch, run_ours
 from tinygrad_llm import func
 from tinygrad_llm.autograd import AutogradError, Tensor, apply, functional, gradgradcheck, no_grad
 from tinygrad_llm.model import Transformer, TransformerConfig

@@ -14,9 +14,9 @@ from pathlib import Path
 import nbclient
 import nbformat
 import pytest
-from opcases import Seeded, make_case
 from opchecks import check_adjoint, check_float32, check_float64
 
+from reference.opdraw import Seeded, draw_call
 from tinygrad_llm.ops import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,9 +114,9 @@ def test_the_added_op_passes_the_tests_of_all_ops_and_leaves_no_trace() -> None:
     for _ in range(2):
         names = runpy.run_path(str(EXAMPLES / "03_add_an_op.py"))
         assert before == REGISTRY
-    for case in (make_case(names["softplus"], Seeded(seed)) for seed in range(20)):
+    for case in (draw_call(names["softplus"], Seeded(seed)) for seed in range(20)):
         assert check_float64(case) + check_float32(case) + check_adjoint(case) == []
-    for case in (make_case(names["hasty_softplus"], Seeded(seed)) for seed in range(20)):
+    for case in (draw_call(names["hasty_softplus"], Seeded(seed)) for seed in range(20)):
         assert check_float64(case)
         assert check_adjoint(case)
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from opcases import Drawn, _floats
+from opcases import Drawn
 from opchecks import judge64
 
 import tinygrad_llm.functions as F
+from reference.opdraw import draw_floats
 from tinygrad_llm.autograd import AutogradError, Tensor, grad, no_grad
 from tinygrad_llm.functions import tensor
 from tinygrad_llm.ops import IndexRangeError, ShapeError
@@ -23,7 +24,7 @@ def shapes(low=0, high=4, least=1, most=3):
 @st.composite
 def arrays(draw, shape, i=0):
     """float64 values on a grid of float32 numbers, none of them at a kink, no two tied."""
-    return _floats(Drawn(draw), shape, i, 3)
+    return draw_floats(Drawn(draw), shape, i, 3)
 
 
 def agree(call, *inputs, seed=0):

@@ -7,17 +7,18 @@ import re
 
 import numpy as np
 import pytest
-from opcases import OPS, Seeded, Sizes, make_case
+from opcases import OPS
 
+from reference.opdraw import Seeded, Sizes, draw_call
 from tinygrad_llm.ops import REGISTRY, DtypeError, IndexRangeError, ShapeError, op
 from tinygrad_llm.ops.spec import Arg
 
-SIZES = Sizes(low=2, high=4, lead=(1, 1), lead_low=2, cut=False, none=False)
+SIZES = Sizes(low=2, high=4, lead=(1, 1), lead_low=2, cut=False, none=0)
 WRONG_KIND = {"float": np.array("words"), "int": np.float32, "bool": np.int64}
 
 
 def good(op):
-    case = make_case(op, Seeded(0), SIZES)
+    case = draw_call(op, Seeded(0), SIZES)
     return list(case.args), case.options
 
 

@@ -15,14 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from opcases import OPS, Case, Seeded, Sizes, make_case, run_ours
+from opcases import OPS
 from opchecks import check_adjoint, check_float32, check_float64
 
+from reference.opdraw import Call, Seeded, Sizes, draw_call, run_ours
 from tinygrad_llm.ops import Op
 
 CHECKS = (check_float64, check_float32, check_adjoint)
-SIZES = Sizes(low=3, high=4, lead=(1, 1), lead_low=3, lead_high=4, cut=False, none=False)
-BROADCAST = Sizes(low=3, high=3, lead=(2, 2), lead_low=3, lead_high=3, none=False)
+SIZES = Sizes(low=3, high=4, lead=(1, 1), lead_low=3, lead_high=4, cut=False, none=0)
+BROADCAST = Sizes(low=3, high=3, lead=(2, 2), lead_low=3, lead_high=3, none=0)
 BASIC = {"zero", "negate", "scale", "noise", "drop", "missing"}
 VISIBLE = 5e-5  # times 1 + |gradient|: what the float32 policy must see
 
@@ -92,9 +93,9 @@ class Broken:
         return getattr(self.op, name)
 
 
-def changes(case: Case) -> Iterator[tuple[int, str, Callable[[list[Any]], list[Any]]]]:
+def changes(case: Call) -> Iterator[tuple[int, str, Callable[[list[Any]], list[Any]]]]:
     """(argument, name, change of the list of gradients) of everything that can be broken in a case."""
-    _, gradients = run_ours(case)
+    _, *gradients = run_ours(case)
     for i, d in zip(case.wrt, gradients):
         for name, mutate in mutations(d):
             yield i, name, functools.partial(_replaced, i=i, mutate=mutate)
@@ -112,19 +113,19 @@ def _exchanged(gradients: list[Any], i: int, j: int) -> list[Any]:
     return gradients
 
 
-def differs(case: Case, broken: Case) -> bool:
+def differs(case: Call, broken: Call) -> bool:
     """Whether the change can be seen: in shape, or in some entry by more than rounding in float32 could do."""
-    for a, b in zip(run_ours(case)[1], run_ours(broken)[1]):
+    for a, b in zip(run_ours(case)[1:], run_ours(broken)[1:]):
         if b is None or a.shape != b.shape or np.any(np.abs(a - b) > VISIBLE * (1 + np.abs(a))):
             return True
     return False
 
 
-def mutant_cases(op: Op) -> list[Case]:
+def mutant_cases(op: Op) -> list[Call]:
     """A seeded case for each combination of options, one with broadcasting, and more where options are few."""
     combinations = [dict(zip(op.options, values)) for values in itertools.product(*op.options.values())]
     combinations *= max(1, 4 // len(combinations))
-    found = [make_case(op, Seeded(seed), sizes, options)
+    found = [draw_call(op, Seeded(seed), sizes, options)
              for seed, options in enumerate(combinations) for sizes in (SIZES, BROADCAST)]
     return [case for case in found if np.isfinite(run_ours(case)[0]).all()]
 
@@ -154,7 +155,7 @@ def gate(op: Op) -> Tally:
     return tally
 
 
-def _judge(tally: Tally, broken: Case, i: int, name: str) -> None:
+def _judge(tally: Tally, broken: Call, i: int, name: str) -> None:
     tally.made += 1
     tally.kinds.add((i, name))
     for check in CHECKS:

@@ -7,9 +7,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from opcases import call_torch
 from opchecks import judge32, judge64
 
+from reference.opdraw import call_torch
 from tinygrad_llm.ops import REGISTRY
 from tinygrad_llm.ops.sums import total
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from opcases import OPS, Seeded, call_torch, is_float, make_case
+from opcases import OPS
 
 import tinygrad_llm as ours
+from reference.opdraw import Seeded, call_torch, draw_call, is_float
 from tinygrad_llm.autograd import AutogradError, Tensor, apply
 from tinygrad_llm.nn import Parameter
 from tinygrad_llm.ops import ShapeError
@@ -144,7 +145,7 @@ def test_iteration_gives_views():
 def test_what_shares_memory_in_torch_shares_it_here_and_nothing_else(op):
     """Or a write into a result would reach its argument in one of the two only."""
     for seed in range(20):
-        case = make_case(op, Seeded(seed))
+        case = draw_call(op, Seeded(seed))
         args = [Tensor(a) if is_float(a) else a for a in case.args]
         out = apply(op, *args, **case.options)
         if not out.size or not out.numpy().flags.writeable:
