@@ -16,6 +16,7 @@ from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node
 from tinygrad_llm.autograd.hooks import run_hooks
 from tinygrad_llm.autograd.modes import is_anomaly_check_nan_enabled, set_grad_enabled
 from tinygrad_llm.ops import Op
+from tinygrad_llm.ops.opaque import as_values
 
 if TYPE_CHECKING:
     from tinygrad_llm.autograd.tensor import Tensor
@@ -70,7 +71,7 @@ def gradients_at(
         return []
     with set_grad_enabled(create_graph):
         walked = _walk(outputs, gradients, [id(p) for p in places], retain_graph, create_graph, beyond)
-    reached = {id(place): g if owned or create_graph else np.array(g) for place, g, owned in walked}
+    reached = {id(place): g if owned or create_graph else _copied(g) for place, g, owned in walked}
     return [reached.get(id(place)) for place in places]
 
 
@@ -266,7 +267,11 @@ def _first_cotangent(i: int, tensor: Tensor, gradient: Any, create_graph: bool) 
 
 def _as_tensor(g: Any, like: Tensor) -> Any:
     """An array as a tensor; a tensor or None as it is."""
-    return like.wrap(np.asarray(g)) if isinstance(g, np.ndarray | np.generic) else g
+    return g if g is None or hasattr(g, "requires_grad") else like.wrap(as_values(g))
+
+
+def _copied(g: Any) -> Any:
+    return np.copy(g) if hasattr(g, "__record_call__") else np.array(g)
 
 
 def _as_list(gradients: Any, n: int) -> list[Any]:
@@ -284,5 +289,5 @@ def _accumulate(leaf: Tensor, gradient: Any, owned: bool, create_graph: bool) ->
     elif create_graph:
         gradient = gradient + 0
     elif not owned:
-        gradient = np.array(gradient)
+        gradient = _copied(gradient)
     leaf.grad = _as_tensor(gradient, leaf)

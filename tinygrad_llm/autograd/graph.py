@@ -89,7 +89,7 @@ def saved_arrays(function: Any) -> Iterator[Any]:
         except ValueError:  # a cell that is not filled yet
             continue
         for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, np.ndarray | np.generic):
+            if isinstance(item, np.ndarray | np.generic) or hasattr(item, "__record_call__"):
                 yield item
             elif hasattr(item, "__closure__"):
                 yield from saved_arrays(item)

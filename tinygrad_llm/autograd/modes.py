@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import _GeneratorContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 
@@ -15,6 +16,7 @@ class _Modes(threading.local):
     grad = True
     anomaly = False
     check_nan = True
+    recorder: Any = None
 
 
 _modes = _Modes()
@@ -74,6 +76,21 @@ def set_detect_anomaly(mode: bool, check_nan: bool = True) -> Iterator[None]:
         yield
     finally:
         _modes.anomaly, _modes.check_nan = before
+
+
+def active_recorder() -> Any:
+    """What records the NumPy calls of this thread (tinygrad_llm.capture), or None."""
+    return _modes.recorder
+
+
+@contextmanager
+def recording(recorder: Any) -> Iterator[None]:
+    """Inside, ops run on the arrays of a recorder: see tinygrad_llm.capture.record."""
+    before, _modes.recorder = _modes.recorder, recorder
+    try:
+        yield
+    finally:
+        _modes.recorder = before
 
 
 def calling_line() -> str:

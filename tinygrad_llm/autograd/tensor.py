@@ -13,7 +13,7 @@ import numpy as np
 from tinygrad_llm.autograd.backward import backward
 from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node, Version, WriteError, root
 from tinygrad_llm.autograd.hooks import Hooks, RemovableHandle, hooks_of
-from tinygrad_llm.autograd.modes import calling_line, is_anomaly_check_nan_enabled, is_grad_enabled
+from tinygrad_llm.autograd.modes import active_recorder, calling_line, is_anomaly_check_nan_enabled, is_grad_enabled
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import Op, ShapeError
 
@@ -287,8 +287,12 @@ class Tensor:
 
 def apply(op: Op, *args: Any, **options: Any) -> Tensor:
     """Call an op on tensors (arrays and Python numbers are constants) and record it where a gradient will be wanted."""
-    out, vjp = op(*[a._array if isinstance(a, Tensor) else a for a in args], **options)
-    out = np.asarray(out)
+    recorder = active_recorder()
+    if recorder is None:
+        out, vjp = op(*[a._array if isinstance(a, Tensor) else a for a in args], **options)
+        out = np.asarray(out)
+    else:
+        out, vjp = recorder.run_op(op, args, options)
     result = Tensor.from_array(out)
     if out.base is not None:
         _note_view(result, op, args, options)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, no_grad
+from tinygrad_llm.autograd.modes import active_recorder
 
 
 class Parameter(Tensor):
@@ -36,7 +37,8 @@ class Module:
         raise TypeError(f"{type(self).__name__}: got a call, expected a subclass that defines forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        recorder = active_recorder()
+        return self.forward(*args, **kwargs) if recorder is None else recorder.run_module(self, args, kwargs)
 
     # Walking ---------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,372 @@
+"""How each NumPy function is recorded: what its result looks like, and which call writes it into memory that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinygrad_llm.capture import kernels
+from tinygrad_llm.capture.program import CaptureError
+
+if TYPE_CHECKING:
+    from tinygrad_llm.capture.record import Recorder, Traced
+
+
+# Ufuncs --------------------------------------------------------------------------------------------------------------
+
+
+def record_ufunc(recorder: Recorder, ufunc: np.ufunc, method: str, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """ufunc(...) or ufunc.reduce(...)."""
+    if method == "reduce":
+        return _reduce(recorder, ufunc, *inputs, **kwargs)
+    if method != "__call__" or ufunc.nout != 1:
+        raise CaptureError(f"{ufunc.__name__}.{method}: got a traced array, expected a call that gives one result")
+    out = kwargs.pop("out", (None,))[0]
+    dtype = kwargs.pop("dtype", None)
+    if kwargs:
+        raise CaptureError(f"{ufunc.__name__}: got {sorted(kwargs)}, expected no such arguments while recording")
+    operands = [_settled(x) for x in inputs]
+    kind = "matmul" if ufunc.signature else "ufunc"
+    if out is None:
+        out = (_core_shadow if ufunc.signature else _shadow)(operands, _result_dtype(ufunc, operands, dtype), ufunc)
+    options = {} if dtype is None else {"dtype": np.dtype(dtype)}
+    return recorder.call(ufunc, kind, tuple(operands), out, options)
+
+
+def _settled(x: Any) -> Any:
+    """An operand; lists become arrays, 0-d arrays and NumPy's scalars stay."""
+    return np.asarray(x) if isinstance(x, list | tuple) else x
+
+
+def _result_dtype(ufunc: np.ufunc, operands: Sequence[Any], dtype: Any) -> np.dtype:
+    if dtype is not None:
+        return np.dtype(dtype)
+    kinds = tuple([x.dtype if hasattr(x, "dtype") else np.dtype(bool) if isinstance(x, bool) else type(x) for x in operands])
+    return ufunc.resolve_dtypes((*kinds, None))[-1]
+
+
+def shadow_of(x: Any) -> np.ndarray:
+    """The layout of an operand."""
+    return x.shadow if hasattr(x, "shadow") else np.asarray(x)
+
+
+def _shadow(operands: Sequence[Any], dtype: np.dtype, ufunc: Any = None) -> np.ndarray:
+    """Untouched memory for an element-by-element result, its axes in the order that NumPy gives them."""
+    return _broadcast([shadow_of(x) for x in operands], dtype)
+
+
+def _broadcast(shadows: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
+    flags = [["readonly"]] * len(shadows) + [["writeonly", "allocate", "no_broadcast"]]
+    dtypes = [*[s.dtype for s in shadows], dtype]
+    return np.nditer([*shadows, None], ["zerosize_ok"], flags, dtypes).operands[-1]
+
+
+def _core_shadow(operands: Sequence[Any], dtype: np.dtype, ufunc: np.ufunc) -> np.ndarray:
+    """The same for ufuncs with core axes: matmul, vecdot, matvec, vecmat."""
+    shadows = [shadow_of(x) for x in operands]
+    inputs, output = _signature(ufunc, [s.ndim for s in shadows])
+    sizes: dict[str, int] = {}
+    for shadow, axes in zip(shadows, inputs):
+        for axis, n in zip(axes, shadow.shape[shadow.ndim - len(axes) :]):
+            if sizes.setdefault(axis, n) != n:
+                raise ValueError(f"{ufunc.__name__}: got shapes {[s.shape for s in shadows]}, whose axes {axis} differ")
+    core = tuple([sizes[axis] for axis in output])
+    loops = [np.lib.stride_tricks.as_strided(s, s.shape[: s.ndim - len(a)], s.strides[: s.ndim - len(a)])
+             for s, a in zip(shadows, inputs)]
+    order = _broadcast(loops, dtype)
+    axes = sorted(range(order.ndim), key=lambda i: (-abs(order.strides[i]), i))
+    out = np.empty((*[order.shape[i] for i in axes], *core), dtype)
+    back = [axes.index(i) for i in range(order.ndim)]
+    return out.transpose(*back, *range(order.ndim, out.ndim))
+
+
+def _signature(ufunc: np.ufunc, ndims: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+    """([["n", "k"], ["k", "m"]], ["n", "m"]) for "(n?,k),(k,m?)->(n?,m?)"; an axis n? that an operand lacks is in none."""
+    left, right = ufunc.signature.split("->")
+    inputs = [_axes(part) for part in left.split("),(")]
+    lacking = {a for axes, ndim in zip(inputs, ndims) if ndim < len(axes) for a in axes if a.endswith("?")}
+    return [[a for a in axes if a not in lacking] for axes in inputs], [a for a in _axes(right) if a not in lacking]
+
+
+def _axes(part: str) -> list[str]:
+    return [a for a in part.strip("()").split(",") if a]
+
+
+def _reduce(
+    recorder: Recorder, ufunc: np.ufunc, x: Any, axis: Any = 0, dtype: Any = None, out: Any = None, keepdims: bool = False,
+    initial: Any = None, where: Any = True,
+) -> Any:
+    if where is not True or out is not None:
+        raise CaptureError(f"{ufunc.__name__}.reduce: got where or out, expected neither while recording")
+    dims = tuple(range(x.ndim)) if axis is None else tuple(a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,)))
+    result = _reduced_dtype(ufunc, x.dtype, dtype)
+    options = {"axis": dims, "keepdims": bool(keepdims)} | ({} if initial in (None, np._NoValue) else {"initial": initial})
+    if dtype is not None:
+        options["dtype"] = np.dtype(dtype)
+    return recorder.call(ufunc.reduce, "reduce", (x,), _reduced(x.shadow, dims, bool(keepdims), result), options)
+
+
+def _reduced_dtype(ufunc: np.ufunc, dtype: np.dtype, wanted: Any) -> np.dtype:
+    return ufunc.reduce(np.ones(1, dtype), dtype=wanted).dtype
+
+
+def _reduced(shadow: np.ndarray, dims: tuple[int, ...], keepdims: bool, dtype: Any) -> np.ndarray:
+    """Untouched memory for a reduction, its axes in the order of those that are left."""
+    kept = [i for i in range(shadow.ndim) if i not in dims]
+    left = np.lib.stride_tricks.as_strided(shadow, [shadow.shape[i] for i in kept], [shadow.strides[i] for i in kept])
+    out = np.empty_like(left, dtype=dtype)
+    return np.expand_dims(out, sorted(dims)) if keepdims else out
+
+
+# Functions -----------------------------------------------------------------------------------------------------------
+
+Handler = Callable[..., Any]
+_HANDLERS: dict[Any, Handler] = {}
+
+
+def record_function(recorder: Recorder, function: Any, args: Any, kwargs: Any) -> Any:
+    """A NumPy function that is no ufunc: by its handler, as a view, or refused."""
+    if function in _HANDLERS:
+        return _HANDLERS[function](recorder, *args, **kwargs)
+    if function in _VIEWS:
+        return _as_view(function, args, kwargs)
+    if function in _SHAPES:
+        return function(*[shadow_of(a) if hasattr(a, "shadow") else a for a in args], **kwargs)
+    raise CaptureError(f"{function.__name__}: got a traced array, expected one of the NumPy functions that can be recorded")
+
+
+_VIEWS = {np.transpose, np.swapaxes, np.moveaxis, np.broadcast_to, np.expand_dims, np.squeeze, np.flip, np.diagonal,
+          np.split, np.array_split, np.atleast_1d, np.matrix_transpose}
+_SHAPES = {np.shape, np.ndim, np.size, np.result_type, np.broadcast_shapes, np.iscomplexobj, np.isrealobj, np.can_cast}
+
+
+def _as_view(function: Any, args: Any, kwargs: Any) -> Any:
+    x, *rest = args
+    result = function(x.shadow, *rest, **kwargs)
+    return [x.show(part) for part in result] if isinstance(result, list | tuple) else x.show(result)
+
+
+def handles(*functions: Any) -> Callable[[Handler], Handler]:
+    """The handler of these functions: handler(recorder, *args, **kwargs)."""
+
+    def register(handler: Handler) -> Handler:
+        _HANDLERS.update(dict.fromkeys(functions, handler))
+        return handler
+
+    return register
+
+
+def copied(recorder: Recorder, x: Any, dtype: Any = None, order: str = "K") -> Traced:
+    """A copy, in another dtype if one is given."""
+    layout = np.empty_like(shadow_of(x), dtype=dtype, order=order)  # type: ignore[call-overload]
+    return recorder.call(kernels.copy, "copy", (x,), layout)
+
+
+def reshaped(x: Traced, shape: Any, order: str = "C") -> Traced:
+    """A view where one is possible, else a view of a copy."""
+    try:
+        return x.show(x.shadow.reshape(shape, order=order, copy=False))
+    except ValueError:
+        if order != "C":
+            raise
+        sizes = np.lib.stride_tricks.as_strided(np.empty(0, bool), x.shape, (0,) * x.ndim).reshape(shape).shape
+        contiguous = copied(x.recorder, x, order="C")
+        return contiguous.show(contiguous.shadow.reshape(sizes))
+
+
+@handles(np.reshape)
+def _reshape(recorder: Recorder, x: Any, shape: Any, order: str = "C", **options: Any) -> Any:
+    return reshaped(x, shape, order)
+
+
+@handles(np.copy)
+def _copy(recorder: Recorder, x: Any, order: str = "K", subok: bool = False) -> Any:
+    return copied(recorder, x, order=order)
+
+
+@handles(np.astype)
+def _astype(recorder: Recorder, x: Any, dtype: Any, **options: Any) -> Any:
+    return x.astype(dtype, **options)
+
+
+@handles(np.ravel)
+def _ravel(recorder: Recorder, x: Any, order: str = "C") -> Any:
+    return reshaped(x, -1, order)
+
+
+@handles(np.sum)
+def _sum(recorder: Recorder, x: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False) -> Any:
+    return _reduce(recorder, np.add, x, axis, dtype, out, keepdims)
+
+
+@handles(np.prod)
+def _prod(recorder: Recorder, x: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False) -> Any:
+    return _reduce(recorder, np.multiply, x, axis, dtype, out, keepdims)
+
+
+@handles(np.max, np.amax)
+def _max(recorder: Recorder, x: Any, axis: Any = None, out: Any = None, keepdims: Any = False, initial: Any = None) -> Any:
+    return _reduce(recorder, np.maximum, x, axis, None, out, keepdims, initial)
+
+
+@handles(np.min, np.amin)
+def _min(recorder: Recorder, x: Any, axis: Any = None, out: Any = None, keepdims: Any = False, initial: Any = None) -> Any:
+    return _reduce(recorder, np.minimum, x, axis, None, out, keepdims, initial)
+
+
+@handles(np.any)
+def _any(recorder: Recorder, x: Any, axis: Any = None, out: Any = None, keepdims: Any = False) -> Any:
+    return _reduce(recorder, np.logical_or, x, axis, None, out, keepdims)
+
+
+@handles(np.all)
+def _all(recorder: Recorder, x: Any, axis: Any = None, out: Any = None, keepdims: Any = False) -> Any:
+    return _reduce(recorder, np.logical_and, x, axis, None, out, keepdims)
+
+
+@handles(np.mean)
+def _mean(recorder: Recorder, x: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False) -> Any:
+    """Σ x / n, as NumPy does it: float16 and integers, which it adds up in another dtype, are refused."""
+    if x.dtype.kind not in "fc" or x.dtype == np.float16 or dtype is not None:
+        raise CaptureError(f"mean: got dtype {x.dtype}, expected float32 or float64 while recording")
+    total = _reduce(recorder, np.add, x, axis, None, out, keepdims)
+    n = x.size // max(total.size, 1)
+    return np.true_divide(total, n)
+
+
+@handles(np.where)
+def _where(recorder: Recorder, condition: Any, x: Any, y: Any) -> Any:
+    dtype = np.result_type(*[getattr(v, "dtype", v) for v in (x, y)])
+    layout = _broadcast([shadow_of(v) for v in (condition, x, y)], dtype)
+    return recorder.call(kernels.where, "where", (condition, x, y), layout)
+
+
+@handles(np.clip)
+def _clip(recorder: Recorder, x: Any, a_min: Any = None, a_max: Any = None, **options: Any) -> Any:
+    if a_min is None and a_max is None or options:
+        raise CaptureError("clip: got no bound, or further arguments, expected bounds alone while recording")
+    low = x if a_min is None else np.maximum(x, a_min)
+    return low if a_max is None else np.minimum(low, a_max)
+
+
+@handles(np.concatenate)
+def _concatenate(recorder: Recorder, arrays: Any, axis: Any = 0, **options: Any) -> Any:
+    """One copy for each part."""
+    shadows = [shadow_of(a) for a in arrays]
+    shape = list(shadows[0].shape)
+    shape[axis] = sum(s.shape[axis] for s in shadows)
+    out = recorder.new(np.empty(shape, np.result_type(*[s.dtype for s in shadows])))
+    start = 0
+    for a, s in zip(arrays, shadows):
+        place = [slice(None)] * len(shape)
+        place[axis] = slice(start, start := start + s.shape[axis])
+        recorder.call(kernels.copy, "copy", (a,), out.show(out.shadow[tuple(place)]))
+    return out
+
+
+@handles(np.stack)
+def _stack(recorder: Recorder, arrays: Any, axis: int = 0, **options: Any) -> Any:
+    return _concatenate(recorder, [np.expand_dims(a, axis) for a in arrays], axis)
+
+
+@handles(np.empty)
+def _empty(recorder: Recorder, shape: Any, dtype: Any = float, order: str = "C", **options: Any) -> Any:
+    return recorder.new(np.empty(shape, dtype, order))  # type: ignore[call-overload]
+
+
+@handles(np.zeros)
+def _zeros(recorder: Recorder, shape: Any, dtype: Any = float, order: str = "C", **options: Any) -> Any:
+    return recorder.call(kernels.copy, "copy", (0,), np.empty(shape, dtype, order))  # type: ignore[call-overload]
+
+
+@handles(np.full)
+def _full(recorder: Recorder, shape: Any, fill_value: Any, dtype: Any = None, order: str = "C", **options: Any) -> Any:
+    dtype = np.asarray(fill_value).dtype if dtype is None else dtype
+    return recorder.call(kernels.copy, "copy", (fill_value,), np.empty(shape, dtype, order))  # type: ignore[call-overload]
+
+
+@handles(np.empty_like)
+def _empty_like(recorder: Recorder, x: Any, dtype: Any = None, **options: Any) -> Any:
+    return recorder.new(np.empty_like(shadow_of(x), dtype=dtype, **options))
+
+
+@handles(np.zeros_like)
+def _zeros_like(recorder: Recorder, x: Any, dtype: Any = None, **options: Any) -> Any:
+    return recorder.call(kernels.copy, "copy", (0,), np.empty_like(shadow_of(x), dtype=dtype, **options))
+
+
+@handles(np.ones_like)
+def _ones_like(recorder: Recorder, x: Any, dtype: Any = None, **options: Any) -> Any:
+    return recorder.call(kernels.copy, "copy", (1,), np.empty_like(shadow_of(x), dtype=dtype, **options))
+
+
+@handles(np.copyto)
+def _copyto(recorder: Recorder, dst: Any, src: Any, casting: str = "same_kind", where: Any = True) -> None:
+    if where is not True or not hasattr(dst, "shadow"):
+        raise CaptureError("copyto: got where, or an array that is not traced, expected neither while recording")
+    recorder.call(kernels.copy, "copy", (src,), dst)
+
+
+@handles(np.argmax, np.argmin, np.cumsum, np.sort, np.argsort)
+def _refused(recorder: Recorder, x: Any, *args: Any, **kwargs: Any) -> Any:
+    raise CaptureError("capture: argmax, argmin, cumsum, sort and argsort cannot be recorded, expected @opaque around them")
+
+
+# Indices and opaque functions ----------------------------------------------------------------------------------------
+
+
+def record_getitem(x: Traced, index: Any) -> Any:
+    """x[index]: a view, or for an index with arrays a call."""
+    if is_basic(index):
+        shadow = x.shadow[index]
+        return x.show(shadow if isinstance(shadow, np.ndarray) else x.shadow[(*_tuple(index), ...)])
+    template, parts = _template(index)
+    layout = x.shadow[kernels.fill(template, tuple([np.zeros(p.shape, p.dtype) for p in parts]))]
+    return x.recorder.call(kernels.take, "index", (x, *parts), np.empty_like(layout), {"index": template})
+
+
+def record_setitem(x: Traced, index: Any, value: Any) -> None:
+    """x[index] = value."""
+    if is_basic(index):
+        place = record_getitem(x, index)
+        if x.recorder.view(value) != x.recorder.view(place):  # x[i] += y has written there already
+            x.recorder.call(kernels.copy, "copy", (value,), place)
+        return
+    template, parts = _template(index)
+    x.recorder.call(kernels.put, "index", (x, value, *parts), x, {"index": template})
+
+
+def record_opaque(recorder: Recorder, function: Any, like: Any, args: Any, options: Any) -> Any:
+    """A function that is not looked into; see tinygrad_llm.ops.opaque."""
+    if like is None:
+        recorder.call(function, "check", args, None, options)
+        return None
+    shape, dtype = like(*args, **options)
+    return recorder.call(function, "opaque", args, np.empty(shape, dtype), options)
+
+
+def is_basic(index: Any) -> bool:
+    """Whether an index is made of slices, integers, None and ... alone."""
+    return all(i is None or i is Ellipsis or isinstance(i, int | np.integer | slice) and not isinstance(i, bool)
+               for i in _tuple(index))
+
+
+def _tuple(index: Any) -> tuple[Any, ...]:
+    return index if isinstance(index, tuple) else (index,)
+
+
+def _template(index: Any) -> tuple[Any, list[Any]]:
+    parts: list[Any] = []
+
+    def hole(i: Any) -> Any:
+        i = np.asarray(i) if isinstance(i, list) else i
+        if not hasattr(i, "shape"):
+            return i
+        if i.dtype.kind == "b" and hasattr(i, "shadow"):
+            raise CaptureError("capture: got a mask as an index, expected integers: how many it takes depends on its values")
+        parts.append(i)
+        return kernels.Hole(len(parts) - 1)
+
+    return (tuple([hole(i) for i in index]) if isinstance(index, tuple) else hole(index)), parts

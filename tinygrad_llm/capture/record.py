@@ -1,0 +1,232 @@
+"""Recording: a function runs once on arrays without values, and each NumPy call that it makes is written down.
+
+A Traced array knows shape, strides and dtype. Its `shadow` is an ndarray of that layout whose memory is never touched, so
+NumPy itself says what a slice, a transpose or a broadcast of it looks like, and whether a reshape must copy. It is no
+ndarray: what would read values (`float`, `bool`, `np.asarray`, a C function) fails instead of freezing one value into
+the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm.autograd import Tensor
+from tinygrad_llm.capture import numpy_calls
+from tinygrad_llm.capture.program import Buffer, Call, CaptureError, Program, View
+
+
+class Recorder:
+    """Collects calls. `trace` makes an input; `lift` shows an array that exists, whose values may change between runs."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self.op = self.layer = ""
+        self.leaves: dict[int, tuple[Tensor, Tensor | None]] = {}  # with the gradient that each had before
+        self._names: dict[int, str] = {}
+        self._externs: dict[int, tuple[Buffer, Any]] = {}
+
+    # Arrays ----------------------------------------------------------------------------------------------------------
+
+    def new(self, shadow: np.ndarray, kind: str = "temp") -> Traced:
+        """An array of its own buffer, with the layout of a shadow that nothing else uses."""
+        return Traced(self, Buffer(shadow.nbytes, kind), shadow, shadow)
+
+    def trace(self, like: np.ndarray) -> Traced:
+        """An input with the layout of `like`."""
+        return self.new(np.empty_like(like), "input")
+
+    def lift(self, array: Any) -> Any:
+        """An array that exists, read again at each run. What is traced already, or is no array, stays as it is."""
+        if not isinstance(array, np.ndarray):
+            return array
+        root = memory_of(array)
+        buffer, _ = self._externs.setdefault(id(root), (Buffer(root.nbytes, "extern", root), root))
+        return Traced(self, buffer, array, root)
+
+    def view(self, x: Any) -> Any:
+        """What a call holds of an argument: the view of an array, anything else itself."""
+        if isinstance(x, Traced):
+            return View(x.buffer, _address(x.shadow) - _address(x.memory), x.shape, x.strides, x.dtype)
+        if isinstance(x, np.ndarray):
+            return self.view(self.lift(x))
+        return x
+
+    # Calls -----------------------------------------------------------------------------------------------------------
+
+    def call(
+        self, function: Callable[..., Any], kind: str, args: tuple[Any, ...], out: Any = None,
+        options: dict[str, Any] | None = None,
+    ) -> Any:
+        """Write a call down; `out` is a Traced array, a shadow of the layout of a new one, or None. Returns the result."""
+        if isinstance(out, np.ndarray):
+            out = self.new(out)
+        if isinstance(out, Traced) and out.buffer.kind == "extern":
+            raise CaptureError(f"{getattr(function, '__name__', function)}: got a write into an array that is not the "
+                               "recorded function's own, expected it to return its results")
+        args = tuple([self.view(a) for a in args])
+        self.calls.append(Call(function, kind, args, self.view(out), options or {}, self.op, self.layer))
+        return out
+
+    def finish(self, inputs: list[Traced], outputs: list[Traced]) -> Program:
+        """The program. Each output is copied, so that it has memory of its own; a pass takes out the copies that need not be."""
+        own = [numpy_calls.copied(self, x) for x in outputs]
+        for x in own:
+            x.buffer.kind = "output"
+        return Program(self.calls, [self.view(x) for x in inputs], [self.view(x) for x in own])
+
+    # Where calls come from -------------------------------------------------------------------------------------------
+
+    def run_op(self, op: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
+        """An op on tensors, whose memory is read at each run: its calls carry its name, and so do those of its vjp."""
+        with self.scope(op.name, self.layer):
+            out, vjp = op(*[self._lifted(a) for a in args], **options)
+        out = self.lift(np.asarray(out) if isinstance(out, np.generic) else out)
+        return out, self._scoped(vjp, op.name + "ᵀ", self.layer)
+
+    def _lifted(self, a: Any) -> Any:
+        if not isinstance(a, Tensor):
+            return a
+        if a.is_leaf and a.requires_grad:
+            self.leaves.setdefault(id(a), (a, a.grad))
+        return self.lift(a._array)
+
+    def _scoped(self, vjp: Callable[[Any], Any], op: str, layer: str) -> Callable[[Any], Any]:
+        def scoped(g: Any) -> Any:
+            with self.scope(op, layer):
+                return vjp(g)
+
+        return scoped
+
+    @contextmanager
+    def scope(self, op: str, layer: str) -> Iterator[None]:
+        """Calls inside carry these names."""
+        before, (self.op, self.layer) = (self.op, self.layer), (op, layer)
+        try:
+            yield
+        finally:
+            self.op, self.layer = before
+
+    def run_module(self, module: Any, args: Any, kwargs: Any) -> Any:
+        """A module's forward: its calls carry the module's dotted name."""
+        if id(module) not in self._names:
+            self._names |= {id(m): name for name, m in module.named_modules()}
+        with self.scope(self.op, self._names[id(module)]):
+            return module.forward(*args, **kwargs)
+
+
+class Traced(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array without values: ndarray's interface, as far as layout goes; every computation is recorded."""
+
+    __slots__ = ("buffer", "memory", "recorder", "shadow")
+    __array_priority__ = 1000
+    base = None
+
+    def __init__(self, recorder: Recorder, buffer: Buffer, shadow: np.ndarray, memory: np.ndarray) -> None:
+        self.recorder, self.buffer, self.shadow, self.memory = recorder, buffer, shadow, memory
+
+    shape = property(lambda self: self.shadow.shape)
+    dtype = property(lambda self: self.shadow.dtype)
+    strides = property(lambda self: self.shadow.strides)
+    ndim = property(lambda self: self.shadow.ndim)
+    size = property(lambda self: self.shadow.size)
+    itemsize = property(lambda self: self.shadow.itemsize)
+    nbytes = property(lambda self: self.shadow.nbytes)
+    flags = property(lambda self: self.shadow.flags)
+    T = property(lambda self: self.show(self.shadow.T))
+
+    def show(self, shadow: np.ndarray) -> Traced:
+        """Another view of the same buffer."""
+        return Traced(self.recorder, self.buffer, shadow, self.memory)
+
+    def __len__(self) -> int:
+        return len(self.shadow)
+
+    def __repr__(self) -> str:
+        return f"<traced {self.dtype} {self.shape}>"
+
+    # Computation -----------------------------------------------------------------------------------------------------
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        return numpy_calls.record_ufunc(self.recorder, ufunc, method, inputs, kwargs)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        return numpy_calls.record_function(self.recorder, function, args, kwargs)
+
+    def __record_call__(self, function: Any, like: Any, args: Any, options: Any) -> Any:
+        return numpy_calls.record_opaque(self.recorder, function, like, args, options)
+
+    def __getitem__(self, index: Any) -> Any:
+        return numpy_calls.record_getitem(self, index)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        numpy_calls.record_setitem(self, index, value)
+
+    def reshape(self, *shape: Any, order: str = "C") -> Traced:
+        """As ndarray.reshape."""
+        return numpy_calls.reshaped(self, shape[0] if len(shape) == 1 else shape, order)
+
+    def astype(self, dtype: Any, *, copy: bool = True, **options: Any) -> Traced:
+        """As ndarray.astype."""
+        if not copy and np.dtype(dtype) == self.dtype:
+            return self
+        return numpy_calls.copied(self.recorder, self, dtype)
+
+    def copy(self, order: str = "C") -> Traced:
+        """As ndarray.copy."""
+        return numpy_calls.copied(self.recorder, self, order=order)
+
+    def transpose(self, *axes: Any) -> Traced:
+        """As ndarray.transpose."""
+        return self.show(self.shadow.transpose(*axes))
+
+    def swapaxes(self, first: int, second: int) -> Traced:
+        """As ndarray.swapaxes."""
+        return self.show(self.shadow.swapaxes(first, second))
+
+    def squeeze(self, axis: Any = None) -> Traced:
+        """As ndarray.squeeze."""
+        return self.show(self.shadow.squeeze(axis))
+
+    def ravel(self) -> Traced:
+        """As ndarray.ravel."""
+        return self.reshape(-1)
+
+    def sum(self, *args: Any, **kwargs: Any) -> Any:
+        """As ndarray.sum."""
+        return np.sum(self, *args, **kwargs)  # type: ignore[call-overload]
+
+    def mean(self, *args: Any, **kwargs: Any) -> Any:
+        """As ndarray.mean."""
+        return np.mean(self, *args, **kwargs)  # type: ignore[call-overload]
+
+    def max(self, *args: Any, **kwargs: Any) -> Any:
+        """As ndarray.max."""
+        return np.max(self, *args, **kwargs)
+
+    def min(self, *args: Any, **kwargs: Any) -> Any:
+        """As ndarray.min."""
+        return np.min(self, *args, **kwargs)
+
+    # Values, which it does not have ----------------------------------------------------------------------------------
+
+    def _no_value(self, *args: Any, **kwargs: Any) -> Any:
+        raise CaptureError(f"capture: a value of an array {self.shape} was asked for, expected a function whose calls depend on "
+                           "shapes alone: what is read while recording would be frozen into the program")
+
+    __array__ = __bool__ = __float__ = __int__ = __index__ = __complex__ = __iter__ = _no_value
+    item = tolist = any = all = nonzero = _no_value
+
+
+def memory_of(array: np.ndarray) -> np.ndarray:
+    """The array that owns the memory of a view; of memory that no array owns, the outermost view."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]

@@ -1,0 +1,84 @@
+"""Replay: the calls of a program bound to memory, one after another."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm.capture import kernels
+from tinygrad_llm.capture.program import Buffer, Call, Program, View
+
+ALIGNMENT = 64
+
+
+class Replay:
+    """A program ready to run. inputs and outputs are its arrays: fill the former, `run()`, read the latter.
+
+    outputs   for some outputs, the array that they are written into, by index
+    """
+
+    def __init__(self, program: Program, outputs: Mapping[int, np.ndarray] | None = None) -> None:
+        self.program = program
+        self.memory: dict[Buffer, np.ndarray] = {}
+        for i, array in (outputs or {}).items():
+            self._give(program.outputs[i], array)
+        self.inputs = [self.array(view) for view in program.inputs]
+        self.outputs = [self.array(view) for view in program.outputs]
+        self.steps: list[Callable[[], Any]] = [self.bind(call) for call in program.calls]
+
+    def run(self) -> None:
+        """Every call, once."""
+        with np.errstate(all="ignore"):
+            for step in self.steps:
+                step()
+
+    def array(self, view: View) -> np.ndarray:
+        """The memory of a view."""
+        memory = self._memory(view.buffer)
+        return array_at(memory, memory.__array_interface__["data"][0] + view.offset, view)
+
+    def bind(self, call: Call) -> Callable[[], Any]:
+        """A call with its arrays."""
+        args = [self.array(a) if isinstance(a, View) else a for a in call.args]
+        if call.out is None:
+            return functools.partial(call.function, *args, **call.options)
+        out = self.array(call.out)
+        if call.function is kernels.copy:
+            return functools.partial(np.copyto, out, args[0], "unsafe")
+        return functools.partial(call.function, *args, out=out, **call.options)
+
+    def _memory(self, buffer: Buffer) -> np.ndarray:
+        if buffer.array is not None:
+            return buffer.array
+        if buffer not in self.memory:
+            self.memory[buffer] = aligned(buffer.nbytes)
+        return self.memory[buffer]
+
+    def _give(self, view: View, array: np.ndarray) -> None:
+        if (array.shape, array.strides, array.dtype) != (view.shape, view.strides, view.dtype):
+            raise ValueError(f"outputs: got {array.dtype} of shape {array.shape}, expected {view.dtype} of shape {view.shape}")
+        self.memory[view.buffer] = array
+
+
+def aligned(nbytes: int) -> np.ndarray:
+    """So many bytes, from the start of a cache line on."""
+    raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+    start = -raw.__array_interface__["data"][0] % ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+class _Memory:
+    """Memory at an address, in NumPy's array interface; it keeps its owner alive."""
+
+    def __init__(self, owner: np.ndarray, address: int, view: View) -> None:
+        self.owner = owner
+        self.__array_interface__ = {"version": 3, "data": (address, False), "shape": view.shape, "strides": view.strides,
+                                    "typestr": view.dtype.str}
+
+
+def array_at(owner: np.ndarray, address: int, view: View) -> np.ndarray:
+    """A view as an ndarray, at an address inside of the owner's memory."""
+    return np.asarray(_Memory(owner, address, view)) if view.size else np.empty(view.shape, view.dtype)
