@@ -216,6 +216,26 @@ def test_a_tensor_may_be_written_with_itself(write):
     np.testing.assert_allclose(g.numpy(), [2, 4, 6] if y.numpy()[1] == 4 else [1, 1, 1])
 
 
+def test_an_operand_given_by_name_has_its_gradient():
+    x, low, y = leaf(0.0, 5.0), leaf(1.0, 2.0), ours.zeros(2, dtype=np.float64)
+    y.copy_(x.detach())
+    y.clamp_(min=low)
+    assert y.requires_grad
+    (g,) = grad((y * y).sum(), low)
+    assert g.tolist() == [2, 0]
+    z = x * 1
+    z.mul_(other=z)
+    np.testing.assert_array_equal(grad(z.sum(), x)[0].numpy(), [0, 10])
+
+
+def test_the_empty_index_is_a_view_of_a_number_too():
+    y = leaf(3.0)[0] * 1
+    view = y[()]
+    view.mul_(2)
+    assert y.item() == 6
+    assert torch.tensor(3.0)[()]._base is not None
+
+
 def test_what_needs_the_old_values_refuses_and_what_does_not_goes_on():
     x = leaf()
     y = x * 1

@@ -54,7 +54,12 @@ def inplace(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     name = f"{function.__name__.strip('_')}_"
 
     def write(self: Tensor, *args: Any, **options: Any) -> Tensor:
-        return rewrite(name, self, lambda x, *a: function(x, *a, **options), *args)
+        named = {key: value for key, value in options.items() if isinstance(value, Tensor)}  # operands as well
+
+        def compute(x: Tensor, *operands: Any) -> Tensor:
+            return function(x, *operands[: len(args)], **{**options, **dict(zip(named, operands[len(args) :]))})
+
+        return rewrite(name, self, compute, *args, *named.values())
 
     write.__name__ = write.__qualname__ = name
     write.__doc__ = f"{function.__name__}, written into the tensor itself."
