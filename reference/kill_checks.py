@@ -115,15 +115,15 @@ def check_dropout(library: Any) -> Iterator[Finding]:
     """Kept entries are scaled, about 1 − p of them; the gradient has the same mask; eval is the identity; masks differ."""
     F, rng = library.nn.functional, np.random.default_rng(0)
     x = library.tensor(np.ones((100, 200), np.float32), requires_grad=True)
-    out = F.dropout(x, 0.2, True, rng)
+    out = F.dropout(x, 0.2, True, generator=rng)
     values = np.asarray(out.detach().numpy())
     if abs(float((values != 0).mean()) - 0.8) > 0.02:
         yield Finding("fraction kept at p = 0.2", "float32", abs(float((values != 0).mean()) - 0.8))
     if abs(float(values.max()) - 1.25) > 1e-6:
         yield Finding("scale of what is kept at p = 0.2", "float32", abs(float(values.max()) - 1.25))
-    if np.array_equal(values, F.dropout(x, 0.2, True, rng).detach().numpy()):
+    if np.array_equal(values, F.dropout(x, 0.2, True, generator=rng).detach().numpy()):
         yield Finding("mask of the next call", "float32", 0.0, "the same")
-    if not np.array_equal(F.dropout(x, 0.2, False, rng).detach().numpy(), np.ones((100, 200))):
+    if not np.array_equal(F.dropout(x, 0.2, False, generator=rng).detach().numpy(), np.ones((100, 200))):
         yield Finding("identity in eval", "float32", 1.0)
 
 

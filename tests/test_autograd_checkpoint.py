@@ -19,7 +19,7 @@ A, W = np.random.default_rng(0).uniform(0.2, 1.0, (2, 3, 3))
 
 def block(x, w, generator=None):
     h = (x @ w).tanh().exp() * x
-    return F.dropout(h, 0.4, True, generator) if generator else h
+    return F.dropout(h, 0.4, True, generator=generator) if generator else h
 
 
 def deep(x, w, wrap, generator=None, depth=3):

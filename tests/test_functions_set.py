@@ -17,6 +17,7 @@ from opchecks import judge64
 
 import tinygrad_llm as tg
 from tinygrad_llm.autograd import grad
+from tinygrad_llm.nn import functional as F
 
 INF, NAN = math.inf, math.nan
 some = settings(max_examples=max(5, settings.default.max_examples // 4))
@@ -77,9 +78,12 @@ FUNCTIONAL = [
 ]
 MODULES = ["Dropout", "Embedding", "GELU", "LayerNorm", "Linear", "RMSNorm", "ReLU", "SiLU"]
 
-# What torch has and this library does not: output buffers, layouts, sparse gradients, writing in place, deprecated arguments
-LEFT_OUT = {"out", "sparse_grad", "inplace", "size_average", "reduce", "_stacklevel", "max_norm", "norm_type",
-            "scale_grad_by_freq", "sparse"}
+# Arguments of torch's that this library does not have, and why
+LEFT_OUT = {
+    "out": "torch refuses it where a gradient is wanted; x.add_(y) and x[...] = y write, with their gradients",
+    "sparse_grad": "a gradient is an array here; there is no sparse layout",
+    "sparse": "as sparse_grad",
+}
 
 
 def torch_parameters(function):
@@ -138,6 +142,44 @@ def test_functions_are_tested():
 
 TIES = [[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]
 EMPTY = np.zeros((2, 0, 3))
+ROWS = [[3.0, 4.0, 0.0], [0.3, 0.4, 0.0], [1.0, 1.0, 1.0]]
+IDS = np.array([[0, 1], [2, 0]])
+CLASSES = np.array([0, 2])
+OLD = [(None, None), (True, None), (False, None), (None, True), (None, False), (False, True), (True, False)]
+ARGUMENTS = {  # arguments beyond those that are drawn
+    **{f"{name} {args}": (lambda m, x, name=name, args=args: getattr(m, name)(x, *args), TIES)
+       for name in ("var", "std") for args in ((False,), (True,), (1, False), (0, True, True), ((0, 1), False))},
+    "var unbiased": (lambda m, x: m.var(x, 1, unbiased=False, keepdim=True), TIES),
+    "x.std(unbiased)": (lambda m, x: x.std(0, unbiased=False), [[1.0, 2.0], [4.0, 8.0]]),
+    "var correction": (lambda m, x: m.var(x, correction=2), TIES),
+    **{f"F.{name} of {n} axes": (lambda m, x, name=name: getattr(m.nn.functional, name)(x), np.arange(16.0).reshape(shape))
+       for name in ("softmax", "log_softmax", "softmin")
+       for n, shape in [(1, (16,)), (2, (4, 4)), (3, (2, 2, 4)), (4, (2, 2, 2, 2))]},
+    "F.softmax dtype": (lambda m, x: m.nn.functional.softmax(x, 0, 3, x.dtype), [1.0, 2.0]),
+    **{f"F.mse_loss {old}": (lambda m, x, y, old=old: m.nn.functional.mse_loss(x, y, *old), TIES, ROWS[:2]) for old in OLD},
+    **{f"F.kl_div {old}": (lambda m, x, old=old: m.nn.functional.kl_div(x, x.detach() + 2, *old), TIES) for old in OLD},
+    **{f"F.nll_loss {old}": (lambda m, x, old=old: m.nn.functional.nll_loss(
+        x, m.tensor(CLASSES), None, old[0], -100, old[1]), TIES) for old in OLD},
+    **{f"F.cross_entropy {old}": (lambda m, x, old=old: m.nn.functional.cross_entropy(
+        x, m.tensor(CLASSES), None, old[0], 2, old[1]), TIES) for old in OLD},
+    "F.embedding scale_grad_by_freq": (lambda m, w: m.nn.functional.embedding(m.tensor(IDS), w, scale_grad_by_freq=True), ROWS),
+    "F.embedding scale and pad": (lambda m, w: m.nn.functional.embedding(m.tensor(IDS), w, 1, None, 2.0, True), ROWS),
+    **{f"F.embedding max_norm {p}": (lambda m, w, p=p: m.nn.functional.embedding(
+        m.tensor(IDS[0]), w.detach().clone(), None, 1.0, p), ROWS) for p in (1.0, 2.0, 3.0, INF)},
+    **{f"F.{name} in place": (lambda m, x, name=name: getattr(m.nn.functional, name)(x * 2, inplace=True), [-1.0, 0.0, 2.0])
+       for name in ("relu", "silu")},
+    "F.linear of a vector": (lambda m, x, w: m.nn.functional.linear(x, w), TIES, [1.0, 2.0, 3.0]),
+    "F.linear, one bias": (lambda m, x, w, b: m.nn.functional.linear(x, w, b), TIES, ROWS, 0.5),
+    "F.linear, a bias for each row": (lambda m, x, w, b: m.nn.functional.linear(x, w, b), TIES, ROWS, [[1.0], [2.0]]),
+    "attention over one set of keys": (lambda m, q, k: m.nn.functional.scaled_dot_product_attention(q, k, k),
+                                       np.arange(12.0).reshape(2, 2, 3) / 9, TIES),
+    **{f"{name} by name": (call, TIES) for name, call in {
+        "reshape": lambda m, x: m.reshape(x, shape=(3, 2)), "permute": lambda m, x: m.permute(x, dims=(1, 0)),
+        "flip": lambda m, x: m.flip(x, dims=[0]), "tile": lambda m, x: m.tile(x, dims=(2,)),
+        "expand": lambda m, x: x.expand(size=(2, 2, 3)), "repeat": lambda m, x: x.repeat(repeats=(1, 2)),
+        "view": lambda m, x: x.view(size=(6,)), "broadcast_to -1": lambda m, x: m.broadcast_to(x, (2, -1, 3)),
+    }.items()},
+}
 DEGENERATE = {
     "sum of nothing": (lambda m, x: m.sum(x, 1), EMPTY), "sum of all of nothing": (lambda m, x: m.sum(x), EMPTY),
     "mean of nothing": (lambda m, x: m.mean(x, 1), EMPTY), "prod of nothing": (lambda m, x: m.prod(x, 1), EMPTY),
@@ -220,6 +262,50 @@ def test_degenerate_calls_are_torchs(name):
     call, *arrays = DEGENERATE[name]
     with np.errstate(all="ignore"):
         assert functioncases.mistakes(lambda _: (call, [np.array(a, np.float64) for a in arrays]), 0) == []
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_further_arguments_are_torchs(name):
+    call, *arrays = ARGUMENTS[name]
+    assert functioncases.mistakes(lambda _: (call, [np.array(a, np.float64) for a in arrays]), 0) == []
+
+
+def test_what_torch_calls_deprecated_warns():
+    x = tg.tensor(TIES)
+    with pytest.warns(UserWarning, match="use reduction='sum'"):
+        F.mse_loss(x, x, size_average=False)
+    with pytest.warns(UserWarning, match="softmax: dim: got none"):
+        F.softmax(x)
+
+
+def test_max_norm_shortens_the_rows_themselves():
+    for m in (tg, torch):
+        w = m.tensor(ROWS)
+        m.nn.functional.embedding(m.tensor([0, 1]), w, max_norm=1)
+        np.testing.assert_allclose(w.numpy(), [[0.6, 0.8, 0], ROWS[1], ROWS[2]], rtol=1e-6)
+
+
+def test_in_place_writes_into_the_input():
+    for m in (tg, torch):
+        x = m.tensor([-1.0, 2.0])
+        assert m.nn.functional.relu(x, inplace=True) is x
+        assert m.nn.ReLU(inplace=True)(x) is x
+        assert x.tolist() == [0, 2]
+    y = tg.ones(1000)
+    assert tg.nn.Dropout(0.5, inplace=True, generator=np.random.default_rng(0))(y) is y
+    assert set(y.tolist()) == {0, 2}
+
+
+def test_view_shares_memory_or_is_refused():
+    x = np.arange(6.0).reshape(2, 3)
+    for m, error in ((tg, ValueError), (torch, RuntimeError)):
+        t = m.tensor(x)
+        t.view(3, 2).zero_()
+        assert not t.numpy().any()
+        with pytest.raises(error):
+            t.T.view(6)
+        assert tuple(t.T.reshape(6).shape) == tuple(t.T.view(3, 1, 2).reshape(-1).shape) == (6,)
 
 
 # Dtypes ------------------------------------------------------------------------------------------------------------------

@@ -148,14 +148,14 @@ def test_attention_with_dropout_is_attention_in_expectation():
 
 def test_dropout_scales_what_it_keeps():
     x = tg.ones(200, 500, requires_grad=True)
-    out = F.dropout(x, 0.25, True, np.random.default_rng(0))
+    out = F.dropout(x, 0.25, True, generator=np.random.default_rng(0))
     kept = out.numpy() != 0
     assert abs(kept.mean() - 0.75) < 0.01
     np.testing.assert_allclose(out.numpy()[kept], 1 / 0.75, rtol=1e-6)
     out.sum().backward()
     np.testing.assert_array_equal(x.grad.numpy(), out.numpy())
     assert F.dropout(x, 0.25, False) is x
-    assert not F.dropout(x, 1.0, True, np.random.default_rng(0)).numpy().any()
+    assert not F.dropout(x, 1.0, True, generator=np.random.default_rng(0)).numpy().any()
 
 
 BAD = [

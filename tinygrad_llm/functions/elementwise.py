@@ -104,7 +104,7 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
         raise TypeError(f"clamp: min, max: got {wrong[0]!r}, expected numbers or tensors")
     x, low, high = as_operand(input), as_operand(min), as_operand(max)
     if hasattr(low, "dtype") or hasattr(high, "dtype"):
-        broadcast_shape("clamp", input=x, min=low, max=high)
+        broadcast_shape("clamp", input=np.shape(x), min=np.shape(low), max=np.shape(high))
         x = x if low is None else where(np.asarray(x) < np.asarray(low), low, x)
         return x if high is None else where(np.asarray(x) > np.asarray(high), high, x)
     x = as_tensor(x)
@@ -138,13 +138,12 @@ def _as_mask(name: str, argument: str, mask: Any) -> Any:
     return found
 
 
-def broadcast_shape(name: str, **operands: Any) -> tuple[int, ...]:
-    """The shape that the operands broadcast to. Errors: ShapeError, which names the first that does not fit."""
+def broadcast_shape(name: str, **shapes: tuple[int, ...]) -> tuple[int, ...]:
+    """What the shapes of the arguments broadcast to. Errors: ShapeError, which names the first that does not fit."""
     shape: tuple[int, ...] = ()
-    for argument, x in operands.items():
+    for argument, size in shapes.items():
         try:
-            shape = np.broadcast_shapes(shape, np.shape(x))
+            shape = np.broadcast_shapes(shape, size)
         except ValueError:
-            message = f"{name}: {argument}: got shape {np.shape(x)}, expected one that broadcasts with {shape}"
-            raise ShapeError(message) from None
+            raise ShapeError(f"{name}: {argument}: got shape {size}, expected one that broadcasts with {shape}") from None
     return shape

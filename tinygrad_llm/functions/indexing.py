@@ -39,7 +39,7 @@ def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
         raise ShapeError("take_along_dim: input: got a tensor without axes, expected at least one")
     axis = axis_of("take_along_dim", input, dim)
     own, asked = [(*size[:axis], 1, *size[axis + 1 :]) for size in (input.shape, i.shape)]
-    others = broadcast_shape("take_along_dim", input=np.empty(own, bool), indices=np.empty(asked, bool))
+    others = broadcast_shape("take_along_dim", input=own, indices=asked)
     wide, taken = [(*others[:axis], *size[axis : axis + 1], *others[axis + 1 :]) for size in (input.shape, i.shape)]
     return gather(input if input.shape == wide else broadcast_to(input, wide), axis, np.broadcast_to(i, taken))
 

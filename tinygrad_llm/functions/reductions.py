@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import math
+import numbers
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,7 +217,7 @@ def vector_norm(input: Any, ord: float = 2, dim: Dim = None, keepdim: bool = Fal
     At 0 the gradient is 0, as in torch.
     """
     x = only_floats("vector_norm", input if dtype is None else to(as_tensor(input), dtype))
-    if not isinstance(ord, int | float):
+    if not isinstance(ord, numbers.Real):
         raise TypeError(f"vector_norm: ord: got {ord!r}, expected a number")
     dim = dims_of("vector_norm", x, dim)
     if ord == 0:

@@ -3,57 +3,83 @@
 from __future__ import annotations
 
 import math
+import numbers
+import warnings
 from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.autograd import Tensor, apply
+from tinygrad_llm.autograd import Tensor, apply, no_grad
+from tinygrad_llm.autograd import inplace as in_place
 from tinygrad_llm.functions import (
+    add,
     as_operand,
     as_tensor,
     broadcast_to,
+    elementwise,
     exp,
     gather,
     log,
     log1p,
-    log_softmax,
     matmul,
     mul,
     neg,
-    relu,
+    reductions,
     reshape,
     sigmoid,
-    softmax,
     square,
     squeeze,
+    sub,
     tanh,
     to,
     unsqueeze,
     where,
 )
-from tinygrad_llm.functions.base import only_floats
-from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, elementwise, linalg, nn
+from tinygrad_llm.functions.base import only_floats, promoted, whole, whole_tuple
+from tinygrad_llm.functions.elementwise import broadcast_shape
+from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, linalg, losses, nn
+from tinygrad_llm.ops import elementwise as ops
 from tinygrad_llm.ops.attention import attention, look_ahead
 from tinygrad_llm.ops.opaque import as_values
 
 __all__ = [
-    "cross_entropy", "dropout", "embedding", "gelu", "kl_div", "layer_norm", "linear", "log_softmax", "mse_loss", "nll_loss",
-    "one_hot", "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "softmin", "softplus", "tanh",
+    "cross_entropy", "dropout", "embedding", "gelu", "kl_div", "layer_norm", "linear", "linear_cross_entropy", "log_softmax",
+    "mse_loss", "nll_loss", "one_hot", "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "softmin", "softplus", "tanh",
 ]
 
 
 def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
     """x Wᵀ + b.   input [..., in], weight [out, in], bias [out] → [..., out]"""
+    if getattr(weight, "ndim", 2) == 1 or (bias is not None and weight is not None and np.shape(bias) != weight.shape[:1]):
+        return _broadcast_linear(input, weight, bias)
     return apply(linalg.linear, as_operand(input), weight, bias)
+
+
+def _broadcast_linear(input: Any, weight: Any, bias: Any) -> Tensor:
+    """What torch takes too: a weight [in] → [...], and a bias of any shape that broadcasts to the result's."""
+    x, b = as_operand(input), None if bias is None else as_tensor(bias)
+    out = matmul(x, weight) if weight.ndim == 1 else apply(linalg.linear, x, weight, None)
+    if b is None:
+        return out
+    if b.dtype != out.dtype or broadcast_shape("linear", input=out.shape, bias=b.shape) != out.shape:
+        raise ShapeError(f"linear: bias: got {b.dtype} of shape {b.shape}, expected {out.dtype} that broadcasts to {out.shape}")
+    return add(out, b)
+
+
+def relu(input: Any, inplace: bool = False) -> Tensor:
+    """max(x, 0); `inplace` writes it into input."""
+    return in_place(elementwise.relu)(input) if inplace else elementwise.relu(input)
 
 
 def gelu(input: Any, approximate: str = "none") -> Tensor:
     """x Φ(x); approximate="tanh" is GPT-2's form."""
-    return apply(elementwise.gelu, only_floats("gelu", input), approximate=approximate)
+    return apply(ops.gelu, only_floats("gelu", input), approximate=approximate)
 
 
-def silu(input: Any) -> Tensor:
-    """x σ(x).   Elfwing et al. 2017, arXiv:1702.03118"""
+def silu(input: Any, inplace: bool = False) -> Tensor:
+    """x σ(x).   Elfwing et al. 2017, arXiv:1702.03118. `inplace` writes it into input."""
+    if inplace:
+        return in_place(silu)(input)
     x = only_floats("silu", input)
     return mul(x, sigmoid(x))
 
@@ -61,14 +87,34 @@ def silu(input: Any) -> Tensor:
 def softplus(input: Any, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """ln(1 + e^(βx)) / β; x itself where βx > threshold, as in torch."""
     x = only_floats("softplus", input)
+    if wrong := [v for v in (beta, threshold) if not isinstance(v, numbers.Real)]:
+        raise TypeError(f"softplus: beta, threshold: got {wrong[0]!r}, expected numbers")
     large = np.asarray(x) * beta > threshold
     curved = log1p(exp(mul(where(large, 0.0, x) if large.any() else x, beta))) / beta
     return where(large, x, curved) if large.any() else curved
 
 
-def softmin(input: Any, dim: int = -1, dtype: Any = None) -> Tensor:
+def softmax(input: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
+    """eˣ / Σ eˣ along dim."""
+    return reductions.softmax(input, _implied_dim("softmax", input, dim, _stacklevel), dtype)
+
+
+def log_softmax(input: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
+    """x − ln Σ eˣ along dim."""
+    return reductions.log_softmax(input, _implied_dim("log_softmax", input, dim, _stacklevel), dtype)
+
+
+def softmin(input: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
     """e⁻ˣ / Σ e⁻ˣ along dim."""
-    return softmax(neg(input), dim, dtype)
+    return reductions.softmax(neg(input), _implied_dim("softmin", input, dim, _stacklevel), dtype)
+
+
+def _implied_dim(name: str, input: Any, dim: int | None, stacklevel: int) -> int:
+    """dim; where there is none torch's choice, with its warning: 0 for 0, 1 or 3 axes, else 1."""
+    if dim is not None:
+        return dim
+    warnings.warn(f"{name}: dim: got none, expected an axis: to choose it by their number is deprecated", stacklevel=stacklevel)
+    return 0 if as_tensor(input).ndim in (0, 1, 3) else 1
 
 
 def layer_norm(
@@ -85,6 +131,8 @@ def rms_norm(input: Any, normalized_shape: int | tuple[int, ...], weight: Any = 
     """weight · x / √(E[x²] + eps), over the trailing axes normalized_shape; eps by default that of the dtype."""
     x, rows, shape = _rows("rms_norm", input, normalized_shape)
     eps = float(np.finfo(x.dtype).eps) if eps is None else eps
+    if weight is not None and weight.dtype != x.dtype and weight.shape == shape:
+        return to(mul(rms_norm(x, shape, None, eps), weight), x.dtype)  # which torch takes, here alone
     if len(shape) == 1:
         return apply(nn.rms_norm, x, weight, eps=eps)
     return reshape(apply(nn.rms_norm, rows, weight if weight is None else reshape(weight, -1), eps=eps), x.shape)
@@ -93,25 +141,44 @@ def rms_norm(input: Any, normalized_shape: int | tuple[int, ...], weight: Any = 
 def _rows(name: str, input: Any, normalized_shape: int | tuple[int, ...]) -> tuple[Any, Any, tuple[int, ...]]:
     """(input, input with the normalized axes as one where they are several, normalized_shape as a tuple)."""
     x = only_floats(name, input)
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    shape = normalized_shape if isinstance(normalized_shape, tuple | list) else (normalized_shape,)
+    shape = whole_tuple(name, "normalized_shape", shape)
     if x.shape[x.ndim - len(shape) :] != shape or not shape:
         raise ShapeError(f"{name}: normalized_shape: got {shape}, expected trailing axes of input {x.shape}")
     return x, x if len(shape) == 1 else reshape(x, (*x.shape[: x.ndim - len(shape)], math.prod(shape))), shape
 
 
-def embedding(input: Any, weight: Any, padding_idx: int | None = None) -> Tensor:
+def embedding(
+    input: Any, weight: Any, padding_idx: int | None = None, max_norm: float | None = None, norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+) -> Tensor:
     """Row input[...] of weight.   input int [...], weight [V, d] → [..., d]
 
-    The row padding_idx, which may count from the end, takes no gradient.
+    The row padding_idx, which may count from the end, takes no gradient. max_norm first scales the rows of weight itself
+    that are looked up and longer, by norm_type, than that. scale_grad_by_freq divides gradients by how often a row occurs.
     """
     ids = as_values(input)
+    if max_norm is not None:
+        _shorten_rows(weight, np.asarray(ids), max_norm, norm_type)
     rows = apply(nn.embedding, weight, ids)
+    if scale_grad_by_freq and rows.requires_grad:
+        share = (1 / np.bincount(ids.reshape(-1), minlength=len(weight))[ids, None]).astype(rows.dtype) if ids.size else 1
+        rows.register_hook(lambda g: g * share)
     if padding_idx is None:
         return rows
-    if not -len(weight) <= padding_idx < len(weight):
+    if not -len(weight) <= whole("embedding", "padding_idx", padding_idx) < len(weight):
         raise IndexRangeError(f"embedding: padding_idx: got {padding_idx}, expected {-len(weight)} to {len(weight) - 1}")
     padded = ids == padding_idx % len(weight)
     return where(padded[..., None], rows.detach(), rows) if padded.any() else rows
+
+
+def _shorten_rows(weight: Any, ids: Any, most: float, p: float) -> None:
+    """Write the rows of weight that ids name and whose p-norm is above `most` again, with that norm."""
+    used = np.unique(ids[(ids >= 0) & (ids < len(weight))])
+    norms = np.linalg.norm(np.asarray(weight)[used], p, axis=1)
+    long = norms > most
+    with no_grad():
+        weight[used[long]] = np.asarray(weight)[used[long]] * (most / (norms[long] + 1e-7))[:, None]
 
 
 def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
@@ -119,7 +186,9 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
     classes = np.asarray(tensor)
     if classes.dtype != np.int64:
         raise DtypeError(f"one_hot: tensor: got dtype {classes.dtype}, expected int64")
-    if num_classes < 0 and not classes.size:
+    if whole("one_hot", "num_classes", num_classes) < -1:
+        raise ValueError(f"one_hot: num_classes: got {num_classes}, expected −1 or a number of classes")
+    if num_classes < 1 and not classes.size:
         raise ValueError("one_hot: num_classes: got none for a tensor without elements, expected a number")
     n = int(classes.max()) + 1 if num_classes < 0 else num_classes
     if classes.size and (classes.min() < 0 or classes.max() >= n):
@@ -127,13 +196,18 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
     return Tensor.from_array((classes[..., None] == np.arange(n)).astype(np.int64))
 
 
-def dropout(input: Any, p: float = 0.5, training: bool = True, generator: np.random.Generator | None = None) -> Tensor:
+def dropout(
+    input: Any, p: float = 0.5, training: bool = True, inplace: bool = False, *, generator: np.random.Generator | None = None
+) -> Tensor:
     """While training: each element is 0 with probability p, else scaled by 1/(1 − p). The mask is drawn from `generator`.
 
-    Randomness is explicit here: torch's hidden global generator has no counterpart. Srivastava et al. 2014.
+    `inplace` writes the result into input. Randomness is explicit here: torch's hidden global generator has no counterpart.
+    Srivastava et al. 2014.
     """
-    if not 0 <= p <= 1:
-        raise ValueError(f"dropout: p: got {p}, expected a probability in [0, 1]")
+    if not isinstance(p, numbers.Real) or not 0 <= p <= 1:
+        raise ValueError(f"dropout: p: got {p!r}, expected a probability in [0, 1]")
+    if inplace:
+        return in_place(dropout)(input, p, training, generator=generator)
     x = as_operand(input)
     if not training or p == 0:
         return x
@@ -145,7 +219,7 @@ def dropout(input: Any, p: float = 0.5, training: bool = True, generator: np.ran
 
 def scaled_dot_product_attention(
     query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
-    scale: float | None = None, enable_gqa: bool = False, *, generator: np.random.Generator | None = None,
+    scale: Any = None, enable_gqa: bool = False, *, generator: np.random.Generator | None = None,
 ) -> Tensor:
     """softmax(Q Kᵀ · scale + mask) V.   query [..., T, D], key [..., S, D], value [..., S, E] → [..., T, E]
 
@@ -155,9 +229,15 @@ def scaled_dot_product_attention(
     """
     if attn_mask is not None and is_causal:
         raise ValueError("scaled_dot_product_attention: attn_mask: got a mask together with is_causal, expected one of them")
-    q, k, v = as_operand(query), as_operand(key), as_operand(value)
+    scale = scale.item() if isinstance(scale, Tensor) else scale
+    if scale is not None and not isinstance(scale, numbers.Real):
+        raise TypeError(f"scaled_dot_product_attention: scale: got {scale!r}, expected a number")
+    q, k, v = [only_floats("scaled_dot_product_attention", x) for x in (query, key, value)]
     if enable_gqa:
         k, v = _for_each_query_head(q, k, "key"), _for_each_query_head(q, v, "value")
+    if not q.shape[:-2] == k.shape[:-2] == v.shape[:-2]:
+        lead = broadcast_shape("scaled_dot_product_attention", query=q.shape[:-2], key=k.shape[:-2], value=v.shape[:-2])
+        q, k, v = [broadcast_to(x, lead + x.shape[-2:]) for x in (q, k, v)]
     if attn_mask is None and dropout_p == 0:
         return apply(attention, q, k, v, is_causal=is_causal, scale=scale)
     scores = matmul(q * (1 / math.sqrt(q.shape[-1]) if scale is None else scale), k.swapaxes(-1, -2))
@@ -184,6 +264,9 @@ def _masked(scores: Tensor, attn_mask: Any, is_causal: bool) -> tuple[Tensor, An
     if attn_mask is None:
         return scores, None
     mask = as_operand(attn_mask)
+    if mask.dtype.kind not in "bf" or broadcast_shape("attention", query=scores.shape, attn_mask=mask.shape) != scores.shape:
+        raise ShapeError(f"scaled_dot_product_attention: attn_mask: got {mask.dtype} of shape {mask.shape}, expected booleans "
+                         f"or floats that broadcast to {scores.shape}")
     hidden = ~np.asarray(mask) if mask.dtype.kind == "b" else np.isneginf(np.asarray(mask))
     blind = np.broadcast_to(hidden, np.broadcast_shapes(hidden.shape, scores.shape)).all(-1, keepdims=True)
     scores = where(hidden, -np.inf, scores) if mask.dtype.kind == "b" else scores + mask
@@ -191,8 +274,8 @@ def _masked(scores: Tensor, attn_mask: Any, is_causal: bool) -> tuple[Tensor, An
 
 
 def cross_entropy(
-    input: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean",
-    label_smoothing: float = 0.0,
+    input: Any, target: Any, weight: Any = None, size_average: bool | None = None, ignore_index: int = -100,
+    reduce: bool | None = None, reduction: str = "mean", label_smoothing: float = 0.0,
 ) -> Tensor:
     """−ln softmax(input)[target], in nats.   input [C], [N, C] or [N, C, ...]; target int without the C axis, or
     probabilities of input's shape.
@@ -200,11 +283,14 @@ def cross_entropy(
     weight [C] scales each class and takes no gradient; targets equal to ignore_index do not count; label_smoothing ε
     mixes each target with the uniform distribution; reduction is "mean" (over the weights that count), "sum" or "none".
     """
-    x, soft, target = as_operand(input), target, as_values(target)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"cross_entropy: label_smoothing: got {label_smoothing}, expected a number in [0, 1]")
+    x, soft, target = only_floats("cross_entropy", input), target, as_values(target)
+    reduction, ignored = _reduction(size_average, reduce, reduction), whole("cross_entropy", "ignore_index", ignore_index)
+    if not isinstance(label_smoothing, numbers.Real) or not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: label_smoothing: got {label_smoothing!r}, expected a number in [0, 1]")
     classes = 0 if x.ndim == 1 else 1
     if target.dtype.kind == "f" and target.shape == x.shape:
+        if ignored >= 0:
+            raise ValueError(f"cross_entropy: ignore_index: got {ignore_index} beside probabilities, expected class indices")
         return _soft_cross_entropy(x, soft, weight, reduction, label_smoothing, classes)
     expected = x.shape[:classes] + x.shape[classes + 1 :]
     if target.shape != expected:
@@ -212,40 +298,66 @@ def cross_entropy(
     order = (*(i for i in range(x.ndim) if i != classes), classes)
     rows = x if classes == x.ndim - 1 else x.permute(order)
     loss = apply(
-        nn.cross_entropy, reshape(rows, (-1, x.shape[classes]) if x.size else (0, x.shape[classes])), target.reshape(-1),
-        None if weight is None else np.asarray(weight), ignore_index=ignore_index, reduction=reduction,
+        losses.cross_entropy, reshape(rows, (-1, x.shape[classes]) if x.size else (0, x.shape[classes])), target.reshape(-1),
+        None if weight is None else np.asarray(weight), ignore_index=ignored, reduction=reduction,
         label_smoothing=label_smoothing,
     )
     return reshape(loss, target.shape) if reduction == "none" else loss
 
 
+def linear_cross_entropy(
+    input: Any, linear_weight: Any, target: Any, *, linear_bias: Any = None, weight: Any = None, reduction: str = "mean",
+    ignore_index: int | None = None, label_smoothing: float = 0.0,
+) -> Tensor:
+    """cross_entropy(linear(input, linear_weight, linear_bias), target, weight, ...), in memory for one array of logits.
+
+    input [in] or [N, in], linear_weight [C, in], linear_bias [C]; target and options as in cross_entropy. With weight,
+    label_smoothing or probabilities as the target it is the two functions one after the other.
+    """
+    x, t, ignored = as_operand(input), as_values(target), -100 if ignore_index is None else ignore_index
+    if weight is not None or label_smoothing or t.dtype.kind not in "iu" or x.ndim != 2 or linear_weight.ndim != 2:
+        logits = linear(x, linear_weight, linear_bias)
+        return cross_entropy(logits, target, weight, ignore_index=ignored, reduction=reduction, label_smoothing=label_smoothing)
+    return apply(losses.linear_cross_entropy, x, linear_weight, t, linear_bias, ignore_index=ignored, reduction=reduction)
+
+
 def _soft_cross_entropy(x: Any, target: Any, weight: Any, reduction: str, smoothing: float, classes: int) -> Tensor:
     """−Σ_c y_c w_c ln p_c; "mean" divides by the number of rows."""
     _check_reduction("cross_entropy", reduction, ("mean", "sum", "none"))
-    n, y = x.shape[classes], to(as_tensor(target), x.dtype)
+    n, y = x.shape[classes], as_tensor(target)
     y = y * (1 - smoothing) + smoothing / n if smoothing else y
     if weight is not None:
-        y = y * np.asarray(weight, x.dtype).reshape((-1,) + (1,) * (x.ndim - 1 - classes))
+        w = np.asarray(weight)
+        _check_weight("cross_entropy", w, n)
+        y = y * w.reshape((-1,) + (1,) * (x.ndim - 1 - classes))
     loss = -(log_softmax(x, classes) * y).sum(classes)
     if reduction == "none":
         return loss
     return loss.sum() if reduction == "sum" else loss.sum() / max(x.size // n, 1)
 
 
-def nll_loss(input: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+def nll_loss(
+    input: Any, target: Any, weight: Any = None, size_average: bool | None = None, ignore_index: int = -100,
+    reduce: bool | None = None, reduction: str = "mean",
+) -> Tensor:
     """−w_t · input[t] for log-probabilities input [C], [N, C] or [N, C, ...]; target int without the C axis.
 
     weight, ignore_index and reduction as in cross_entropy; the mean over nothing is nan with a gradient of zeros, as in torch.
     """
-    _check_reduction("nll_loss", reduction, ("mean", "sum", "none"))
+    _check_reduction("nll_loss", reduction := _reduction(size_average, reduce, reduction), ("mean", "sum", "none"))
     x, target = only_floats("nll_loss", input), np.asarray(target)
     classes = 0 if x.ndim == 1 else 1
     expected = x.shape[:classes] + x.shape[classes + 1 :]
-    if target.shape != expected:
-        raise ShapeError(f"nll_loss: target: got shape {target.shape}, expected {expected} for input {x.shape}")
-    used = target != ignore_index
+    if target.shape != expected or target.dtype.kind not in "iu" or not x.ndim:
+        raise ShapeError(f"nll_loss: target: got {target.dtype} of shape {target.shape}, expected integers of shape {expected} "
+                         f"for input {x.shape}")
+    used, n = target != whole("nll_loss", "ignore_index", ignore_index), x.shape[classes]
     t = np.where(used, target, 0)
-    w = np.ones(t.shape, x.dtype) if weight is None else np.asarray(weight, x.dtype)[t]
+    if t.size and (t.min() < 0 or t.max() >= n):
+        raise IndexRangeError(f"nll_loss: target: got {t.min()} to {t.max()}, expected 0 to {n - 1}")
+    if weight is not None:
+        _check_weight("nll_loss", np.asarray(weight), n, x.dtype)
+    w = np.ones(t.shape, x.dtype) if weight is None else np.asarray(weight)[t]
     row = squeeze(gather(x, classes, np.expand_dims(t, classes)), classes) * -w
     row = row if used.all() else where(used, row, 0.0)
     if reduction != "mean":
@@ -254,25 +366,39 @@ def nll_loss(input: Any, target: Any, weight: Any = None, ignore_index: int = -1
     return row.sum() / total if total else row.sum() + math.nan
 
 
-def mse_loss(input: Any, target: Any, reduction: str = "mean", weight: Any = None) -> Tensor:
+def _check_weight(name: str, weight: np.ndarray, classes: int, dtype: Any = None) -> None:
+    if weight.shape != (classes,) or (dtype is not None and dtype != weight.dtype):
+        raise ShapeError(f"{name}: weight: got {weight.dtype} of shape {weight.shape}, expected "
+                         f"{'floats' if dtype is None else dtype} of shape {(classes,)}")
+
+
+def mse_loss(
+    input: Any, target: Any, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean",
+    weight: Any = None,
+) -> Tensor:
     """(input − target)², which broadcast. weight, of input's shape, multiplies it, and "mean" is then over the weights."""
-    _check_reduction("mse_loss", reduction, ("mean", "sum", "none"))
-    x = as_tensor(input)
-    loss = square(x - as_operand(target))
+    _check_reduction("mse_loss", reduction := _reduction(size_average, reduce, reduction), ("mean", "sum", "none"))
+    x, y = as_tensor(input), as_tensor(target)
+    shape = broadcast_shape("mse_loss", input=x.shape, target=y.shape)
+    x, y = promoted(*[a if a.shape == shape else broadcast_to(a, shape) for a in (x, y)])
+    loss = square(sub(x, y))
     if weight is None:
         return _reduced(loss, reduction)
-    w = as_tensor(weight)
+    w, x = as_tensor(weight), as_tensor(input)
     if w.shape != x.shape:
         raise ShapeError(f"mse_loss: weight: got shape {w.shape}, expected {x.shape} as of input")
     return (loss * w).sum() / w.sum() if reduction == "mean" else _reduced(loss * w, reduction)
 
 
-def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = False) -> Tensor:
+def kl_div(
+    input: Any, target: Any, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean",
+    log_target: bool = False,
+) -> Tensor:
     """target · (ln target − input), 0 where target is 0: input and, with log_target, target are log-probabilities.
 
     reduction: "batchmean" divides the sum by the size of the first axis, "mean" by the number of elements.
     """
-    _check_reduction("kl_div", reduction, ("mean", "batchmean", "sum", "none"))
+    _check_reduction("kl_div", reduction := _reduction(size_average, reduce, reduction), ("mean", "batchmean", "sum", "none"))
     x, y = only_floats("kl_div", input), only_floats("kl_div", target)
     if log_target:
         loss = exp(y) * (y - x)
@@ -281,6 +407,15 @@ def kl_div(input: Any, target: Any, reduction: str = "mean", log_target: bool = 
         entropy = where(none, 0.0, y * log(where(none, 1.0, y))) if none.any() else y * log(y)
         loss = entropy - y * x
     return loss.sum() / (x.shape[0] if x.ndim else 1) if reduction == "batchmean" else _reduced(loss, reduction)
+
+
+def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """reduction, or what torch's two deprecated flags mean where one of them is given, with a warning, as in torch."""
+    if size_average is None and reduce is None:
+        return reduction
+    found = "none" if reduce is not None and not reduce else "sum" if size_average is not None and not size_average else "mean"
+    warnings.warn(f"size_average and reduce are deprecated: use reduction={found!r}", stacklevel=3)
+    return found
 
 
 def _check_reduction(name: str, reduction: str, allowed: tuple[str, ...]) -> None:

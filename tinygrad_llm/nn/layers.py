@@ -85,9 +85,12 @@ class RMSNorm(Module):
 class ReLU(Module):
     """max(x, 0)"""
 
+    def __init__(self, inplace: bool = False) -> None:
+        self.inplace = inplace
+
     def forward(self, input: Any) -> Tensor:
         """[...] → [...]"""
-        return F.relu(input)
+        return F.relu(input, self.inplace)
 
 
 class GELU(Module):
@@ -107,22 +110,25 @@ class GELU(Module):
 class SiLU(Module):
     """x σ(x)"""
 
+    def __init__(self, inplace: bool = False) -> None:
+        self.inplace = inplace
+
     def forward(self, input: Any) -> Tensor:
         """[...] → [...]"""
-        return F.silu(input)
+        return F.silu(input, self.inplace)
 
 
 class Dropout(Module):
     """While training, zero each element with probability p and scale the rest by 1/(1 − p)."""
 
-    def __init__(self, p: float = 0.5, *, generator: np.random.Generator | None = None) -> None:
+    def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: np.random.Generator | None = None) -> None:
         if not 0 <= p <= 1:
             raise ValueError(f"Dropout: p: got {p}, expected a probability in [0, 1]")
-        self.p, self.generator = p, _generator(generator)
+        self.p, self.inplace, self.generator = p, inplace, _generator(generator)
 
     def forward(self, input: Any) -> Tensor:
         """[...] → [...]"""
-        return F.dropout(input, self.p, self.training, self.generator)
+        return F.dropout(input, self.p, self.training, self.inplace, generator=self.generator)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
