@@ -18,6 +18,7 @@ from benchmarks.process import Worker, WorkerError
 from benchmarks.report import write_report
 
 TOY = GRID["toy"]
+PEERS = "autograd", "mygrad", "jax", "tinygrad"
 QUICK = run.Plan(rounds=2, steps=2, seconds=1e-4, threads=1)
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 
@@ -42,6 +43,21 @@ def other(tmp_path, monkeypatch):
         side = sides.Side(name, name, "numpy", "made by a test", ours=ours)
         monkeypatch.setitem(sides.SIDES, name, side)
         return side
+
+    return make
+
+
+@pytest.fixture
+def fast_learner(tmp_path, monkeypatch):
+    """Makes a side with a learning rate at which AdamW's every detail shows in the losses."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def make(name):
+        side = sides.SIDES[name]
+        source = f"from benchmarks.sides import engine\nengine.LR = 0.05\nfrom {side.module} import Engine\n"
+        (tmp_path / f"learns_{name}.py").write_text(source)
+        monkeypatch.setitem(sides.SIDES, name, dataclasses.replace(side, module=f"learns_{name}"))
+        return sides.SIDES[name]
 
     return make
 
@@ -167,6 +183,38 @@ def test_attention_written_out_is_the_references():
     fused.load_state_dict(naive.state_dict())
     x = torch.randn(3, TOY.context, TOY.d_model, dtype=torch.float64)
     torch.testing.assert_close(naive(x), fused(x))
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_peer_trains_the_same_model(peer, activation, fast_learner, monkeypatch):
+    if peer == "tinygrad" and sides.missing(sides.SIDES[peer]):
+        monkeypatch.setenv("DEV", "PYTHON")  # its interpreter needs no compiler
+    if reason := sides.missing(sides.SIDES[peer]):
+        pytest.skip(reason)
+    small = {"context": 2, "d_model": 4, "vocab": 5} if peer == "tinygrad" else {}  # its interpreter is slow
+    case = dataclasses.replace(TOY, activation=activation, **small)
+    records = list(run.train([case], [fast_learner("numpy"), fast_learner(peer)], QUICK))
+    assert [r.get("why") or r["why_not"] for r in records if r["kind"] in ("absent", "ratio")] == [None]
+    losses = of(records, "train")[0]["losses"]
+    assert max(losses) - min(losses) > 0.1, "it learns"
+
+
+def test_peers_have_the_parameters_of_the_model():
+    from benchmarks.sides.peer import parameter_shapes
+    from tinygrad_llm import Transformer
+
+    config = find_cases(["S0"])[0].config
+    assert parameter_shapes(config) == {name: p.shape for name, p in Transformer(config).named_parameters()}
+
+
+def test_what_is_not_installed_is_said_in_one_line(monkeypatch):
+    side = dataclasses.replace(sides.SIDES["jax"], needs=("no_such_library",))
+    assert sides.missing(side) == "no_such_library is not installed"
+    monkeypatch.delenv("DEV", raising=False)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    if importlib.util.find_spec("tinygrad"):
+        assert "no clang" in sides.missing(sides.SIDES["tinygrad"])
 
 
 def test_decoding_is_compared_by_its_tokens(other):
@@ -341,7 +389,7 @@ def test_ops_and_decoding_have_their_tables(tmp_path):
 
 @pytest.mark.parametrize(("arguments", "expected"), [
     (["run", "--grid", "S9", "--out", "x"], "grid: got 'S9', expected some of toy, S0"),
-    (["run", "--sides", "jax", "--out", "x"], "sides: got 'jax', expected some of numpy"),
+    (["run", "--sides", "theano", "--out", "x"], "sides: got 'theano', expected some of numpy"),
     (["run", "--sides", "numpy,numpy", "--out", "x"], "sides: got 'numpy' twice"),
     (["run", "--rounds", "0", "--out", "x"], "got '0', expected an integer >= 1"),
     (["run", "--out", __file__], "expected a new file"),

@@ -13,7 +13,7 @@ from benchmarks.sides.engine import Engine
 
 __all__ = ["SIDES", "TRUTH", "Engine", "Side", "find_sides", "missing"]
 
-OURS, TORCH = "benchmarks.sides.numpy_eager", "benchmarks.sides.pytorch"
+PACKAGE = "benchmarks.sides"
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Side:
     module, options    Engine(threads=..., **options) of this module does it, in a process of its own
     library            whose matrix products it uses: sides of one library share a measured peak
     ours               the ratios are time(another side) / time(ours)
+    needs              what must be importable
     """
 
     name: str
@@ -30,20 +31,29 @@ class Side:
     library: str
     about: str
     ours: bool = False
+    needs: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _torch(name: str, about: str, device: str = "cpu", **options: Any) -> Side:
-    return Side(name, TORCH, f"torch {device}", about, options={"device": device, **options})
+    return Side(name, f"{PACKAGE}.pytorch", f"torch {device}", about, needs=("torch",), options={"device": device, **options})
+
+
+def _peer(name: str, module: str, library: str, about: str, *needs: str) -> Side:
+    return Side(name, f"{PACKAGE}.{module}", library, about, needs=(name, *needs))
 
 
 SIDES = {side.name: side for side in (
-    Side("numpy", OURS, "numpy", "this library, eager: a graph of vjps, one process", ours=True),
+    Side("numpy", f"{PACKAGE}.numpy_eager", "numpy", "this library, eager: a graph of vjps, one process", ours=True),
     _torch("torch-eager", "attention written out, default AdamW", naive=True),
     _torch("torch-sdpa", "scaled_dot_product_attention, fused AdamW", fused=True),
     _torch("torch-compile", "torch-sdpa, its loss under torch.compile", fused=True, compiled=True),
     _torch("torch-cuda", "torch-sdpa on the GPU", device="cuda", fused=True),
     _torch("torch-mps", "torch-sdpa on Apple's GPU", device="mps", fused=True),
+    _peer("autograd", "hips_autograd", "numpy", "HIPS autograd: value_and_grad over NumPy", "scipy"),
+    _peer("mygrad", "my_grad", "numpy", "MyGrad: tensors over NumPy", "scipy"),
+    _peer("jax", "jax_cpu", "jax cpu", "JAX on the CPU: one jitted step, donated buffers"),
+    _peer("tinygrad", "tiny_grad", "tinygrad cpu", "tinygrad (tinygrad.org, not this project) on the CPU: one TinyJit step"),
 )}
 TRUTH = "torch-sdpa", "numpy"  # whose float64 judges the losses: the first that is installed
 
@@ -60,13 +70,15 @@ def find_sides(names: Sequence[str]) -> list[Side]:
 
 def missing(side: Side) -> str | None:
     """Why the side cannot run here, as far as that is known without importing it."""
-    if side.module == TORCH and importlib.util.find_spec("torch") is None:
-        return "torch is not installed"
-    if side.options.get("compiled") and not _compiler():
+    for module in side.needs:
+        if importlib.util.find_spec(module) is None:
+            return f"{module} is not installed"
+    if side.options.get("compiled") and not _first_found(os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"):
         return "no C++ compiler"
+    if side.name == "tinygrad" and "DEV" not in os.environ and not _first_found(os.environ.get("CC", "clang")):
+        return "no clang, with which tinygrad makes its kernels for the CPU"
     return None
 
 
-def _compiler() -> str | None:
-    names = [os.environ.get("CXX", ""), "c++", "g++", "clang++", "cl"]
+def _first_found(*names: str) -> str | None:
     return next((found for name in names if name and (found := shutil.which(name))), None)
