@@ -357,8 +357,8 @@ def _read_only(array: np.ndarray) -> np.ndarray:
 
 
 def unwrap_index(index: Any) -> Any:
-    """An index as NumPy takes it: tensors become arrays. Of integers alone, or of nothing, it gets an ellipsis, or the element that it
-    names would be a copy, where torch gives a view."""
+    """An index as NumPy takes it: tensors become arrays. Of integers alone, or of nothing, it gets an ellipsis, or the element
+    that it names would be a copy, where torch gives a view."""
     if not isinstance(index, tuple):
         return unwrap_index((index,)) if _is_integer(index) else _plain([index])[0]
     parts = tuple([int(p) if _is_integer(p) else _plain([p])[0] for p in index])
