@@ -13,8 +13,9 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.modes import is_grad_enabled, recording
 from tinygrad_llm.autograd.trees import flatten
+from tinygrad_llm.capture.ir import CaptureError
 from tinygrad_llm.capture.passes import DEFAULT, Pass, optimize
-from tinygrad_llm.capture.program import CaptureError, Program
+from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.record import Recorder, Traced
 from tinygrad_llm.capture.replay import Replay
 
@@ -22,11 +23,18 @@ PROGRAMS = 8
 """How many programs a compiled function keeps: one for each layout of its arguments, the oldest unused is dropped."""
 
 
+@dataclass(frozen=True)
+class Output:
+    """The place of an output in the result of a function."""
+
+    number: int
+
+
 @dataclass
 class Recording:
     """A function's program, and what its outputs are.
 
-    results   for each leaf of the function's result: the index of its output, or the leaf itself; whether it was a tensor
+    results   for each leaf of the function's result: its output, or the leaf itself; and whether it was a tensor
     rebuild   makes the result of its leaves
     leaves    tensors whose `.grad` the function left, with the index of the output that it is
     """
@@ -47,15 +55,16 @@ def record(function: Callable[..., Any], args: Sequence[Any]) -> Recording:
     try:
         with recording(recorder):
             leaves, rebuild = flatten(function(*[shown for _, shown in inputs]))
-        left = [(t, t.grad._array) for t, _ in recorder.leaves.values() if t.grad is not None and _is_traced(t.grad)]
+        left: list[tuple[Tensor, Any]] = [(t, t.grad._array) for t, _ in recorder.leaves.values()
+                                           if t.grad is not None and _is_traced(t.grad)]
     finally:
         for tensor, before in recorder.leaves.values():
             tensor.grad = before
-    outputs = [a for _, a in left]
+    outputs: list[Any] = [a for _, a in left]
     results: list[tuple[Any, bool]] = []
     for leaf in leaves:
         array = leaf._array if isinstance(leaf, Tensor) else leaf
-        results.append((len(outputs) if isinstance(array, Traced) else leaf, isinstance(leaf, Tensor)))
+        results.append((Output(len(outputs)) if isinstance(array, Traced) else leaf, isinstance(leaf, Tensor)))
         outputs += [array] if isinstance(array, Traced) else []
     own = {id(shown): a for (_, shown), a in zip(inputs, args)}
     program = recorder.finish([x for x, _ in inputs if x is not None], outputs)
@@ -122,9 +131,7 @@ class Compiled:
         arrays = [np.copy(a) for a in replay.outputs]
         for tensor, i in recording.leaves:
             tensor.grad = Tensor.from_array(arrays[i] if tensor.grad is None else tensor.grad._array + arrays[i])
-        found = [arrays[place] if type(place) is int and isinstance(place, int) else place for place, _ in recording.results]
-        return recording.rebuild([Tensor.from_array(a) if tensor and isinstance(a, np.ndarray) else a
-                                  for a, (_, tensor) in zip(found, recording.results)])
+        return recording.rebuild([_shown(place, tensor, arrays) for place, tensor in recording.results])
 
 
 def compile(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -132,15 +139,21 @@ def compile(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
         step = compile(loss_and_gradients)      step(ids, targets)
 
-    The first call for each layout (shapes, strides, dtypes) of the arguments records the program, later ones replay it. Weights
-    and other tensors that the function reads are read at each call; Python numbers, and what it computes with them, are
-    constants. Gradients that it leaves in `.grad` are left there. It must return its results, and not depend on values: where it
-    does, a RuntimeWarning says why, and it runs as it is.
+    The first call for each layout (shapes, strides, dtypes) of the arguments records the program, later ones replay it.
+    Weights and other tensors that the function reads are read at each call; Python numbers, and what it computes with them,
+    are constants. Gradients that it leaves in `.grad` are left there. It must return its results, and not depend on values:
+    where it does, a RuntimeWarning says why, and it runs as it is.
 
     passes      which passes improve the program, tinygrad_llm.capture.passes.DEFAULT
     programs    how many layouts are kept
     """
     return (lambda f: Compiled(f, **options)) if function is None else Compiled(function, **options)
+
+
+def _shown(place: Any, tensor: bool, arrays: list[np.ndarray]) -> Any:
+    if not isinstance(place, Output):
+        return place
+    return Tensor.from_array(arrays[place.number]) if tensor else arrays[place.number]
 
 
 def _layout(a: Any) -> Any:

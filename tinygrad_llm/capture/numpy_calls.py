@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinygrad_llm.capture import kernels
-from tinygrad_llm.capture.program import CaptureError
+from tinygrad_llm.capture.ir import CaptureError
 
 if TYPE_CHECKING:
     from tinygrad_llm.capture.record import Recorder, Traced
@@ -47,27 +47,27 @@ def _result_dtype(ufunc: np.ufunc, operands: Sequence[Any], dtype: Any) -> np.dt
     return ufunc.resolve_dtypes((*kinds, None))[-1]
 
 
-def shadow_of(x: Any) -> np.ndarray:
+def shadow_of(x: Any) -> Any:
     """The layout of an operand."""
     return x.shadow if hasattr(x, "shadow") else np.asarray(x)
 
 
-def _shadow(operands: Sequence[Any], dtype: np.dtype, ufunc: Any = None) -> np.ndarray:
+def _shadow(operands: Sequence[Any], dtype: np.dtype, ufunc: Any) -> np.ndarray:
     """Untouched memory for an element-by-element result, its axes in the order that NumPy gives them."""
     return _broadcast([shadow_of(x) for x in operands], dtype)
 
 
 def _broadcast(shadows: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
-    flags = [["readonly"]] * len(shadows) + [["writeonly", "allocate", "no_broadcast"]]
-    dtypes = [*[s.dtype for s in shadows], dtype]
-    return np.nditer([*shadows, None], ["zerosize_ok"], flags, dtypes).operands[-1]
+    flags: Any = [["readonly"]] * len(shadows) + [["writeonly", "allocate", "no_broadcast"]]
+    operands: Any = [*shadows, None]
+    return np.nditer(operands, ["zerosize_ok"], flags, [*[s.dtype for s in shadows], dtype]).operands[-1]
 
 
 def _core_shadow(operands: Sequence[Any], dtype: np.dtype, ufunc: np.ufunc) -> np.ndarray:
     """The same for ufuncs with core axes: matmul, vecdot, matvec, vecmat."""
     shadows = [shadow_of(x) for x in operands]
     inputs, output = _signature(ufunc, [s.ndim for s in shadows])
-    sizes: dict[str, int] = {}
+    sizes: dict[Any, int] = {}
     for shadow, axes in zip(shadows, inputs):
         for axis, n in zip(axes, shadow.shape[shadow.ndim - len(axes) :]):
             if sizes.setdefault(axis, n) != n:
@@ -76,14 +76,15 @@ def _core_shadow(operands: Sequence[Any], dtype: np.dtype, ufunc: np.ufunc) -> n
     loops = [np.lib.stride_tricks.as_strided(s, s.shape[: s.ndim - len(a)], s.strides[: s.ndim - len(a)])
              for s, a in zip(shadows, inputs)]
     order = _broadcast(loops, dtype)
-    axes = sorted(range(order.ndim), key=lambda i: (-abs(order.strides[i]), i))
-    out = np.empty((*[order.shape[i] for i in axes], *core), dtype)
-    back = [axes.index(i) for i in range(order.ndim)]
+    outer_first = sorted(range(order.ndim), key=lambda i: (-abs(order.strides[i]), i))
+    out = np.empty((*[order.shape[i] for i in outer_first], *core), dtype)
+    back = [outer_first.index(i) for i in range(order.ndim)]
     return out.transpose(*back, *range(order.ndim, out.ndim))
 
 
 def _signature(ufunc: np.ufunc, ndims: Sequence[int]) -> tuple[list[list[str]], list[str]]:
     """([["n", "k"], ["k", "m"]], ["n", "m"]) for "(n?,k),(k,m?)->(n?,m?)"; an axis n? that an operand lacks is in none."""
+    assert ufunc.signature is not None
     left, right = ufunc.signature.split("->")
     inputs = [_axes(part) for part in left.split("),(")]
     lacking = {a for axes, ndim in zip(inputs, ndims) if ndim < len(axes) for a in axes if a.endswith("?")}
@@ -167,7 +168,7 @@ def copied(recorder: Recorder, x: Any, dtype: Any = None, order: str = "K") -> T
 def reshaped(x: Traced, shape: Any, order: str = "C") -> Traced:
     """A view where one is possible, else a view of a copy."""
     try:
-        return x.show(x.shadow.reshape(shape, order=order, copy=False))
+        return x.show(np.reshape(x.shadow, shape, order=order, copy=False))  # type: ignore[call-overload]
     except ValueError:
         if order != "C":
             raise
@@ -245,7 +246,7 @@ def _where(recorder: Recorder, condition: Any, x: Any, y: Any) -> Any:
 
 @handles(np.clip)
 def _clip(recorder: Recorder, x: Any, a_min: Any = None, a_max: Any = None, **options: Any) -> Any:
-    if a_min is None and a_max is None or options:
+    if (a_min is None and a_max is None) or options:
         raise CaptureError("clip: got no bound, or further arguments, expected bounds alone while recording")
     low = x if a_min is None else np.maximum(x, a_min)
     return low if a_max is None else np.minimum(low, a_max)
@@ -349,7 +350,7 @@ def record_opaque(recorder: Recorder, function: Any, like: Any, args: Any, optio
 
 def is_basic(index: Any) -> bool:
     """Whether an index is made of slices, integers, None and ... alone."""
-    return all(i is None or i is Ellipsis or isinstance(i, int | np.integer | slice) and not isinstance(i, bool)
+    return all(i is None or i is Ellipsis or (isinstance(i, int | np.integer | slice) and not isinstance(i, bool))
                for i in _tuple(index))
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.capture import numpy_calls
-from tinygrad_llm.capture.program import Buffer, Call, CaptureError, Program, View
+from tinygrad_llm.capture.ir import Buffer, Call, CaptureError, View
+from tinygrad_llm.capture.program import Program
 
 
 class Recorder:
@@ -72,11 +73,11 @@ class Recorder:
         return out
 
     def finish(self, inputs: list[Traced], outputs: list[Traced]) -> Program:
-        """The program. Each output is copied, so that it has memory of its own; a pass takes out the copies that need not be."""
+        """The program. Each output is copied into memory of its own; a pass takes out the copies that need not be."""
         own = [numpy_calls.copied(self, x) for x in outputs]
         for x in own:
             x.buffer.kind = "output"
-        return Program(self.calls, [self.view(x) for x in inputs], [self.view(x) for x in own])
+        return Program([*self.calls], [self.view(x) for x in inputs], [self.view(x) for x in own])
 
     # Where calls come from -------------------------------------------------------------------------------------------
 
@@ -197,11 +198,11 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
     def sum(self, *args: Any, **kwargs: Any) -> Any:
         """As ndarray.sum."""
-        return np.sum(self, *args, **kwargs)  # type: ignore[call-overload]
+        return np.sum(self, *args, **kwargs)
 
     def mean(self, *args: Any, **kwargs: Any) -> Any:
         """As ndarray.mean."""
-        return np.mean(self, *args, **kwargs)  # type: ignore[call-overload]
+        return np.mean(self, *args, **kwargs)
 
     def max(self, *args: Any, **kwargs: Any) -> Any:
         """As ndarray.max."""
@@ -214,8 +215,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     # Values, which it does not have ----------------------------------------------------------------------------------
 
     def _no_value(self, *args: Any, **kwargs: Any) -> Any:
-        raise CaptureError(f"capture: a value of an array {self.shape} was asked for, expected a function whose calls depend on "
-                           "shapes alone: what is read while recording would be frozen into the program")
+        raise CaptureError(f"capture: a value of an array {self.shape} was asked for, expected a function whose calls depend "
+                           "on shapes alone: what is read while recording would be frozen into the program")
 
     __array__ = __bool__ = __float__ = __int__ = __index__ = __complex__ = __iter__ = _no_value
     item = tolist = any = all = nonzero = _no_value

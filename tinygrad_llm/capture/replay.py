@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from tinygrad_llm.capture import kernels
-from tinygrad_llm.capture.program import Buffer, Call, Program, View
+from tinygrad_llm.capture.ir import Buffer, Call, Loop, Rows, View
+from tinygrad_llm.capture.program import Program
 
 ALIGNMENT = 64
 
@@ -22,12 +24,13 @@ class Replay:
 
     def __init__(self, program: Program, outputs: Mapping[int, np.ndarray] | None = None) -> None:
         self.program = program
+        self.arena = aligned(program.arena)
         self.memory: dict[Buffer, np.ndarray] = {}
         for i, array in (outputs or {}).items():
             self._give(program.outputs[i], array)
         self.inputs = [self.array(view) for view in program.inputs]
         self.outputs = [self.array(view) for view in program.outputs]
-        self.steps: list[Callable[[], Any]] = [self.bind(call) for call in program.calls]
+        self.steps: list[Callable[[], Any]] = [step for item in program.calls for step in self._bound(item)]
 
     def run(self) -> None:
         """Every call, once."""
@@ -39,6 +42,14 @@ class Replay:
         """The memory of a view."""
         memory = self._memory(view.buffer)
         return array_at(memory, memory.__array_interface__["data"][0] + view.offset, view)
+
+    def _bound(self, item: Call | Loop) -> Iterator[Callable[[], Any]]:
+        if isinstance(item, Call):
+            yield self.bind(item)
+            return
+        for start in range(0, item.rows, item.step):
+            for call in item.calls:
+                yield self.bind(_turn(call, start, min(start + item.step, item.rows)))
 
     def bind(self, call: Call) -> Callable[[], Any]:
         """A call with its arrays."""
@@ -54,13 +65,26 @@ class Replay:
         if buffer.array is not None:
             return buffer.array
         if buffer not in self.memory:
-            self.memory[buffer] = aligned(buffer.nbytes)
+            at = self.program.places.get(buffer)
+            self.memory[buffer] = aligned(buffer.nbytes) if at is None else self.arena[at : at + buffer.nbytes]
         return self.memory[buffer]
 
     def _give(self, view: View, array: np.ndarray) -> None:
         if (array.shape, array.strides, array.dtype) != (view.shape, view.strides, view.dtype):
             raise ValueError(f"outputs: got {array.dtype} of shape {array.shape}, expected {view.dtype} of shape {view.shape}")
         self.memory[view.buffer] = array
+
+
+def _turn(call: Call, start: int, end: int) -> Call:
+    """A call of a loop for some of its rows."""
+
+    def part(x: Any) -> Any:
+        if not isinstance(x, Rows):
+            return x
+        offset = x.offset if x.buffer.kind == "tile" else x.offset + start * x.strides[0]
+        return View(x.buffer, offset, (end - start, *x.shape[1:]), x.strides, x.dtype)
+
+    return dataclasses.replace(call, args=tuple([part(a) for a in call.args]), out=part(call.out))
 
 
 def aligned(nbytes: int) -> np.ndarray:

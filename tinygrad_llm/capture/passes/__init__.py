@@ -1,16 +1,25 @@
-"""Passes: each takes the calls of a program and returns calls that do the same with less."""
+"""Passes: each takes a program and returns one that does the same with less.
+
+Those of EXACT keep every bit of the results; a program improved by them is compared with the recorded function as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tinygrad_llm.capture.passes.calls import common_calls, dead_calls, sink_copies
+from tinygrad_llm.capture.passes.memory import plan_memory
+from tinygrad_llm.capture.passes.tiles import row_tiles
 from tinygrad_llm.capture.program import Program
 
+__all__ = ["DEFAULT", "EXACT", "Pass", "common_calls", "dead_calls", "optimize", "plan_memory", "row_tiles", "sink_copies"]
+
 Pass = Callable[[Program], Program]
-DEFAULT: tuple[Pass, ...] = ()
+EXACT: tuple[Pass, ...] = (dead_calls, common_calls, sink_copies, row_tiles, plan_memory)
+DEFAULT = EXACT
 
 
-def optimize(program: Program, passes: Sequence[Pass]) -> Program:
+def optimize(program: Program, passes: Sequence[Pass] = DEFAULT) -> Program:
     """The program after every pass, in order."""
     for improve in passes:
         program = improve(program)
