@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply
-from tinygrad_llm.functions.base import INEXACT, as_operand, as_tensor, binary, floating, promoted, result_type, to, unary
+from tinygrad_llm.functions.base import (
+    INEXACT,
+    as_operand,
+    as_tensor,
+    binary,
+    floating,
+    promoted,
+    result_type,
+    to,
+    unary,
+)
 from tinygrad_llm.ops import DtypeError, ShapeError, elementwise, reduce, shape
 
 neg, abs, relu = unary(elementwise.neg), unary(elementwise.abs), unary(elementwise.relu)
@@ -103,12 +113,15 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     if wrong := [bound for bound in (min, max) if isinstance(bound, str)]:
         raise TypeError(f"clamp: min, max: got {wrong[0]!r}, expected numbers or tensors")
     x, low, high = as_operand(input), as_operand(min), as_operand(max)
+    bounds = [a for a in (low, high) if a is not None]
+    dtype = result_type(x, *bounds)
+    if dtype == np.bool_ and not (len(bounds) == 1 and hasattr(bounds[0], "dtype")):  # one tensor: the maximum, of booleans too
+        raise DtypeError("clamp: input: got booleans, expected numbers")
     if hasattr(low, "dtype") or hasattr(high, "dtype"):
         broadcast_shape("clamp", input=np.shape(x), min=np.shape(low), max=np.shape(high))
         x = x if low is None else where(np.asarray(x) < np.asarray(low), low, x)
         return x if high is None else where(np.asarray(x) > np.asarray(high), high, x)
-    x = as_tensor(x)
-    return apply(elementwise.clamp, to(x, result_type(*[a for a in (x, low, high) if a is not None])), min=low, max=high)
+    return apply(elementwise.clamp, to(as_tensor(x), dtype), min=low, max=high)
 
 
 def where(condition: Any, input: Any = None, other: Any = None) -> Any:

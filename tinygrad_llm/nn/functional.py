@@ -44,7 +44,8 @@ from tinygrad_llm.ops.opaque import as_values
 
 __all__ = [
     "cross_entropy", "dropout", "embedding", "gelu", "kl_div", "layer_norm", "linear", "linear_cross_entropy", "log_softmax",
-    "mse_loss", "nll_loss", "one_hot", "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "softmin", "softplus", "tanh",
+    "mse_loss", "nll_loss", "one_hot", "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "softmin",
+    "softplus", "tanh",
 ]
 
 
@@ -381,7 +382,7 @@ def mse_loss(
     x, y = as_tensor(input), as_tensor(target)
     shape = broadcast_shape("mse_loss", input=x.shape, target=y.shape)
     x, y = promoted(*[a if a.shape == shape else broadcast_to(a, shape) for a in (x, y)])
-    loss = square(sub(x, y))
+    loss = square(sub(only_floats("mse_loss", x), y))
     if weight is None:
         return _reduced(loss, reduction)
     w, x = as_tensor(weight), as_tensor(input)
