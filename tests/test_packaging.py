@@ -72,7 +72,7 @@ def test_the_wheel_says_what_it_needs_and_what_it_is(installed):
     assert distribution.metadata["License-Expression"] == "MIT"
     assert distribution.metadata["Requires-Python"] == ">=3.11"
     core = [line.partition(">")[0] for line in distribution.requires if "extra ==" not in line]
-    assert sorted(core) == ["numpy", "safetensors", "tiktoken", "tqdm"]
+    assert sorted(core) == ["numpy", "safetensors", "threadpoolctl", "tiktoken", "tqdm"]
     assert set(distribution.metadata.get_all("Provides-Extra")) == {"torch", "offline", "plots"}
 
 

@@ -84,7 +84,7 @@ class AdamW:
 
         def write(array: np.ndarray) -> None:
             for pieces in _chunks(array, g, *moments):
-                _descend(*pieces, group, state["step"])
+                descend(*pieces, group, state["step"])
 
         p._write(write)
 
@@ -135,7 +135,7 @@ def _chunks(p: np.ndarray, g: np.ndarray, *moments: np.ndarray) -> Iterator[list
         yield [scratch[: pieces[0].size], *pieces]
 
 
-def _descend(a: np.ndarray, p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, *rest: Any) -> None:
+def descend(a: np.ndarray, p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, *rest: Any) -> None:
     """AdamW's update of one piece, in place, with a as scratch; rest: the largest v so far (amsgrad), settings, step."""
     *largest, group, step = rest
     b1, b2 = group["betas"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 from typing import Any
@@ -12,8 +14,11 @@ import numpy as np
 from tinygrad_llm.data import Tokenizer
 from tinygrad_llm.nn import Module
 from tinygrad_llm.optim import AdamW, WarmupCosine, clip_grad_norm_
-from tinygrad_llm.training.evaluation import IGNORED, Batch
+from tinygrad_llm.training.cores import choose_workers
+from tinygrad_llm.training.evaluation import Batch
 from tinygrad_llm.training.fitting import FitResult, Fitting, Options
+from tinygrad_llm.training.shards import count_targets, split
+from tinygrad_llm.training.workers import Team, WorkerError
 
 
 class Trainer:
@@ -23,10 +28,16 @@ class Trainer:
     grad_clip    largest L2 norm of all gradients together; None: no limit
     accumulate   split each batch into so many parts, one after the other, to need less memory. The gradient is that of
                  the whole batch, whatever the sizes of the parts; only the rounding differs, and the masks of dropout
+    workers      so many processes, this one among them, share the rows of each batch and the update, BLAS with one
+                 thread in each; "auto": one for each core, or 1 where a step is too short to be worth sharing, decided by
+                 the first batch. For each number the bits are always the same; between numbers the rounding differs,
+                 and the masks of dropout. See docs/workers.md
+    start_method how processes are started: fork, spawn or forkserver; None: what Python does on this system
 
         trainer = Trainer(model, AdamW(model.parameters(), lr=1e-3), grad_clip=1.0)
         loss = trainer.step(ids, targets)            for a loop of one's own
         result = trainer.fit(loader, steps=1000)     for everything else
+        trainer.close()                              ends the worker processes; so does leaving `with Trainer(...)`
 
     After a step: `steps_done`, `lr` (of the first parameter group, in that step), `grad_norm` (before clipping).
     Raises TypeError or ValueError, naming the argument.
@@ -34,7 +45,7 @@ class Trainer:
 
     def __init__(
         self, model: Module, optimizer: AdamW, *, schedule: WarmupCosine | None = None, grad_clip: float | None = None,
-        accumulate: int = 1,
+        accumulate: int = 1, workers: int | str = 1, start_method: str | None = None,
     ) -> None:
         if not hasattr(model, "loss"):
             raise TypeError(f"model: got {type(model).__name__}, expected a module with loss(ids, targets)")
@@ -44,8 +55,18 @@ class Trainer:
             raise ValueError(f"grad_clip: got {grad_clip!r}, expected a number > 0, or None for no limit")
         if type(accumulate) is not int or accumulate < 1:
             raise ValueError(f"accumulate: got {accumulate!r}, expected an integer >= 1")
+        if workers != "auto" and (type(workers) is not int or workers < 1):
+            raise ValueError(f"workers: got {workers!r}, expected an integer >= 1, or 'auto'")
+        if start_method not in (None, *multiprocessing.get_all_start_methods()):
+            raise ValueError(f"start_method: got {start_method!r}, expected None or one of "
+                             f"{', '.join(multiprocessing.get_all_start_methods())}")
+        self._is_adamw = getattr(type(optimizer), "step", None) is AdamW.step
+        if workers not in ("auto", 1) and not self._is_adamw:
+            raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected AdamW with more than one worker")
         self.model: Any = model
         self.optimizer, self.schedule, self.grad_clip, self.accumulate = optimizer, schedule, grad_clip, accumulate
+        self.workers, self.start_method = workers, start_method
+        self._team: Team | None = None
         self.steps_done = 0
         self.lr = self.grad_norm = math.nan
 
@@ -53,14 +74,13 @@ class Trainer:
         """One optimizer step on a batch, int [B, T] each; returns the loss before it, in nats per token.
 
         Raises FloatingPointError, naming the step, where the loss or the gradient is not finite: then weights and
-        optimizer are as they were before this step.
+        optimizer are as they were before this step. WorkerError where a worker process has ended: it says how they are.
         """
+        ids, targets = np.asarray(ids), np.asarray(targets)
         self._zero_grad()
         try:
-            loss = self._gradients(np.asarray(ids), np.asarray(targets))
-            self.grad_norm = self._clip()
-            self.lr = self.optimizer.param_groups[0]["lr"]
-            self.optimizer.step()
+            team = self._prepared(ids, targets)
+            loss = self._step(ids, targets) if team is None else self._step_together(team, ids, targets)
         finally:
             self._zero_grad()
         if self.schedule is not None:
@@ -111,8 +131,18 @@ class Trainer:
         with Fitting(self, batches, options) as fitting:
             return fitting.run()
 
+    def settle_workers(self, rows: int, tokens: int) -> int:
+        """How many workers there are for batches of so many rows and tokens; what "auto" means is decided only once."""
+        if self.workers == "auto":
+            parameters = sum(p.size for p in self._parameters())
+            self.workers = choose_workers(rows, tokens, parameters) if self._is_adamw else 1
+        return int(self.workers)
+
     def close(self) -> None:
-        """Free what training holds. Nothing yet; worker processes later."""
+        """End the worker processes. A further step starts them again."""
+        if self._team is not None:
+            self._team.close()
+            self._team = None
 
     def __enter__(self) -> Trainer:
         return self
@@ -122,14 +152,19 @@ class Trainer:
 
     # One step --------------------------------------------------------------------------------------------------------
 
+    def _step(self, ids: np.ndarray, targets: np.ndarray) -> float:
+        loss = self._gradients(ids, targets)
+        self.grad_norm = self._clip()
+        self.lr = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        return loss
+
     def _gradients(self, ids: np.ndarray, targets: np.ndarray) -> float:
         """Fills .grad with the gradient of the mean loss of the batch; returns that loss."""
         if self.accumulate == 1 or ids.ndim != 2 or ids.shape != targets.shape:
             return self._part(ids, targets, None)
-        total, whole = 0.0, max(int((targets != IGNORED).sum()), 1)
-        for part_ids, part_targets in self._split(ids, targets):
-            total += self._part(part_ids, part_targets, int((part_targets != IGNORED).sum()) / whole)
-        return total
+        parts = list(split(ids, targets, min(self.accumulate, len(ids)) or 1, count_targets(targets)))
+        return sum([self._part(*part) for part in parts]) if parts else self._part(ids, targets, None)
 
     def _part(self, ids: np.ndarray, targets: np.ndarray, weight: float | None) -> float:
         """Adds the gradient of weight · loss; a part is weighted by its share of the targets that count."""
@@ -138,18 +173,45 @@ class Trainer:
         loss.backward(None if weight is None else np.asarray(weight, dtype=loss.dtype))
         return loss.item() * (1.0 if weight is None else weight)
 
-    def _split(self, ids: np.ndarray, targets: np.ndarray) -> Iterator[Batch]:
-        """Parts of rows that differ by one at most, without those in which no target counts."""
-        parts = min(self.accumulate, len(ids)) or 1
-        for rows, wanted in zip(np.array_split(ids, parts), np.array_split(targets, parts)):
-            if parts == 1 or (wanted != IGNORED).any():
-                yield rows, wanted
-
     def _clip(self) -> float:
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = clip_grad_norm_(parameters, self.grad_clip or math.inf)
+        norm = clip_grad_norm_(self._parameters(), self.grad_clip or math.inf)
         self._refuse_nonfinite("gradient norm", norm)
         return norm
+
+    def _parameters(self) -> Iterator[Any]:
+        return (p for group in self.optimizer.param_groups for p in group["params"])
+
+    # The same with workers -------------------------------------------------------------------------------------------
+
+    def _prepared(self, ids: np.ndarray, targets: np.ndarray) -> Team | None:
+        """The team, at work; None where this process works alone."""
+        if self.workers == 1:
+            return None
+        _check_batch(self.model, ids, targets)
+        automatic = self.workers == "auto"
+        if (count := self.settle_workers(len(ids), ids.size)) == 1:
+            return None
+        if self._team is None or self._team.closed or not self._team.fits(ids.size):
+            self.close()
+            try:
+                self._team = Team(self.model, self.optimizer, count, ids.size, self.accumulate, self.start_method)
+            except (WorkerError, OSError) as error:
+                if not automatic:
+                    raise
+                warnings.warn(f"training in one process: {error}", RuntimeWarning, stacklevel=3)
+                self.workers = 1
+        return self._team
+
+    def _step_together(self, team: Team, ids: np.ndarray, targets: np.ndarray) -> float:
+        with team.one_step(self.steps_done + 1):
+            losses = team.gradients(ids, targets)
+            for loss, _ in losses:
+                self._refuse_nonfinite("loss", loss)
+            norm = team.norm()
+            self._refuse_nonfinite("gradient norm", norm)
+            self.grad_norm, self.lr = norm, self.optimizer.param_groups[0]["lr"]
+            team.update(norm, self.grad_clip)
+        return sum([loss * weight for loss, weight in losses])
 
     def _zero_grad(self) -> None:
         self.model.zero_grad()
@@ -161,3 +223,11 @@ class Trainer:
                 f"step {self.steps_done + 1}: got a {what} of {value}, expected a finite number; "
                 f"weights and optimizer are those of step {self.steps_done}"
             )
+
+
+def _check_batch(model: Any, ids: np.ndarray, targets: np.ndarray) -> None:
+    """Workers share rows. What has none is shown to the model, whose error says more."""
+    if ids.ndim != 2 or ids.shape != targets.shape or {ids.dtype.kind, targets.dtype.kind} - set("iu") or not ids.size:
+        model.loss(ids, targets)
+        raise TypeError(f"ids: got shape {ids.shape} of {ids.dtype}, and targets {targets.shape} of {targets.dtype}, "
+                        "expected integers [batch, time] to be shared by workers")

@@ -1,0 +1,42 @@
+"""How many workers pay."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+WORTHWHILE = 30_000_000
+"""Tokens × parameters of a step below which one process is as fast; see docs/workers.md for the measurement."""
+
+
+def choose_workers(rows: int, tokens: int, parameters: int) -> int:
+    """As many as there are cores, but no more than rows of a batch; one where a step is too short to be worth sharing."""
+    return max(1, min(available_cores(), rows)) if tokens * parameters >= WORTHWHILE else 1
+
+
+def available_cores() -> int:
+    """Physical cores that this process may use: two threads of one core share its arithmetic, and a container may be
+    given the time of fewer cores than it sees."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, min(len(cores), _quota()))
+
+
+def _siblings(cpu: int) -> str:
+    """Which logical processors are one core, as Linux writes it: "0,4"."""
+    return _read(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
+
+
+def _quota() -> int:
+    """Cores whose time the control group may use, rounded up."""
+    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
+    return math.ceil(int(quota) / int(period)) if quota.isdigit() and period.isdigit() else os.cpu_count() or 1
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,385 @@
+"""Worker processes: each computes the gradient of its rows, then updates its slice of the weights.
+
+    main process                                      each other process
+    ids, targets, seeds  ──────── gradients ────────▶ gradient of its rows into shared memory
+    gradient of its own rows
+    losses: finite?      ◀──────── answers ────────── losses of its rows
+                         ───────── reduce ──────────▶ its slice of the sum
+    norm: finite? clip   ◀──────── answers ────────── ‖its slice‖²
+                         ───────── update ──────────▶ AdamW on its slice
+
+The main process is worker 0. A command is a few hundred bytes through a pipe; all arrays stand in shared memory.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import multiprocessing
+import os
+import pickle
+import signal
+import traceback
+import warnings
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait  # imports util, whose function for exit must come after ours
+from typing import Any
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from tinygrad_llm.nn import Module, Parameter
+from tinygrad_llm.optim import AdamW
+from tinygrad_llm.training.flat import Flat, Layout, Lodging, clip_scale
+from tinygrad_llm.training.shards import Streams, Worker
+
+PATIENCE = 2.0  # seconds that a process has to end before it is killed
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+class WorkerError(RuntimeError):
+    """A worker process ended, or could not be started.
+
+    whole    whether weights and optimizer are those of a whole step; False where the end came during AdamW
+    """
+
+    def __init__(self, message: str, whole: bool = True) -> None:
+        super().__init__(message)
+        self.whole = whole
+
+
+class ChildTraceback(Exception):
+    """The cause of an error that was raised in a worker process: where it was raised there."""
+
+    def __str__(self) -> str:
+        return f"\n\n{self.args[0]}"
+
+
+class Team:
+    """`count` processes, this one among them, that train a model together; a context in which BLAS has one thread each.
+
+    gradients, norm and update, in this order, are one step. Until update nothing is changed.
+
+    batch     how many ids a batch may have
+    method    how processes are started: fork, spawn, forkserver; None: what Python does on this system
+
+    Raises WorkerError where a process cannot be started or has ended; then all have ended.
+    """
+
+    def __init__(
+        self, model: Module, optimizer: AdamW, count: int, batch: int, accumulate: int = 1, method: str | None = None
+    ) -> None:
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        known = {id(p) for p in trained}
+        parameters: list[Any] = trained + [p for p in model.parameters() if id(p) not in known]
+        self.signature = _signature(model, optimizer)
+        self.model, self.optimizer, self.step = model, optimizer, 0
+        self.updating = self.closed = False
+        layout = Layout(trained, parameters[len(trained) :], count, batch, any(g["amsgrad"] for g in optimizer.param_groups))
+        self.flat = Flat(layout)
+        self.lodging = Lodging(optimizer, parameters, self.flat)
+        self.lodging.enter()
+        self.streams = Streams(model)
+        self.worker = Worker(0, model, parameters, self.flat, accumulate)
+        self.blas = ThreadpoolController().select(user_api="blas")
+        self.children: list[Child] = []
+        _end_at_exit(self)
+        try:
+            self._start(count, method, (model, parameters, self.flat, accumulate))
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, count: int, method: str | None, given: tuple[Any, ...]) -> None:
+        context = multiprocessing.get_context(method)
+        forked = context.get_start_method() == "fork"
+        if count > 1 and not forked:
+            resource_tracker.ensure_running()  # or it would undo _deferred
+            model, parameters, *rest = given
+            given = (_without_values(model, parameters), None, *rest)
+        with _deferred(SIGNALS):
+            for rank in range(1, count):
+                self.children.append(Child(context, rank, given, self.children if forked else ()))
+        self.flat.memory.seal()
+        self._collect()
+
+    def fits(self, size: int) -> bool:
+        """Whether model and optimizer have the parameters that they had, and a batch of so many ids has room."""
+        return size <= self.flat.layout.batch and self.signature == _signature(self.model, self.optimizer)
+
+    # A step ----------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def one_step(self, step: int) -> Iterator[None]:
+        """`step` is its number. Where it fails before update, the random generators are set back."""
+        self.step, self.updating = step, False
+        self.lodging.enter()
+        states = self.streams.states()
+        try:
+            with self.blas.limit(limits=1):
+                yield
+        except BaseException as error:
+            if not self.updating:
+                self.streams.rewind(states)
+            if isinstance(error, WorkerError) or not isinstance(error, Exception):
+                self.close()  # answers that nobody waited for would be taken for those to the next command
+            raise
+
+    def gradients(self, ids: np.ndarray, targets: np.ndarray) -> list[tuple[float, float]]:
+        """(loss, weight) of the parts of a batch, int [B, T] each, in their order.
+
+        Raises what the model raises, in whichever process.
+        """
+        for room, values in zip(self.flat.batch(ids.shape), (ids, targets)):
+            np.copyto(room, values)
+        seeds, states = self.streams.draw(), self.streams.states()
+        try:
+            answers = self._all("gradients", ids.shape, seeds, self.worker.modes())
+        finally:
+            self.streams.rewind(states)
+        return [pair for answer in answers for pair in answer]
+
+    def norm(self) -> float:
+        """‖gradient‖₂ of the batch."""
+        present = self.flat.present()
+        self.ranks = [rank for rank, row in enumerate(present) if row.any()]
+        self.some = np.asarray(present.any(0))
+        return float(np.sqrt(sum(self._all("reduce", self.ranks)))) if self.ranks else 0.0
+
+    def update(self, norm: float, max_norm: float | None) -> None:
+        """AdamW, with the gradient clipped to max_norm."""
+        if not self.ranks:
+            return
+        self.updating = True
+        runs = self.lodging.advance(self.some)
+        try:
+            self._all("update", self.ranks[0], runs, clip_scale(norm, max_norm))
+        except WorkerError:
+            raise
+        except Exception as error:
+            raise WorkerError(self._told(f"{type(error).__name__} ({error}) in AdamW"), whole=False) from error
+        self.updating = False
+
+    def _all(self, command: str, *arguments: Any) -> list[Any]:
+        """Every worker's answer, by rank. An error is raised once all have answered, so that they can be asked again."""
+        for child in self.children:
+            try:
+                child.pipe.send((command, arguments))
+            except OSError:
+                raise self._lost(child) from None
+        error: Exception | None = None
+        answer = None
+        try:
+            answer = getattr(self.worker, command)(*arguments)
+        except Exception as own:
+            error = own
+        answers = self._collect()
+        if error is not None:
+            raise error
+        return [answer, *answers]
+
+    def _collect(self) -> list[Any]:
+        answers = [self._answer(child) for child in self.children]
+        for _, error, text in answers:
+            if error is not None:
+                raise error from ChildTraceback(text)
+        return [answer for answer, _, _ in answers]
+
+    def _answer(self, child: Child) -> Any:
+        try:
+            return child.pipe.recv()
+        except (EOFError, OSError):
+            raise self._lost(child) from None
+
+    # The end ---------------------------------------------------------------------------------------------------------
+
+    def _lost(self, child: Child) -> WorkerError:
+        child.process.join(PATIENCE)
+        return WorkerError(self._told(f"the end of worker {child.rank} ({_reason(child.process.exitcode)})"), not self.updating)
+
+    def _told(self, what: str) -> str:
+        if not self.step:
+            return (f"workers: got {what} before it was ready, expected it to start; where Python starts processes afresh "
+                    "(spawn, forkserver), a program must run under `if __name__ == \"__main__\":`")
+        state = (f"weights and optimizer are half-way from step {self.step - 1} to {self.step}, so go on from the last "
+                 "checkpoint" if self.updating else f"weights and optimizer are those of step {self.step - 1}")
+        return f"workers: got {what} in step {self.step}, expected it to answer; {state}"
+
+    def close(self) -> None:
+        """End the other processes, and give weights and moments memory of their own again."""
+        self.closed = True
+        end(self.children)
+        self.flat.memory.seal()
+        self.lodging.leave()
+
+
+class Child:
+    """One of the other processes, and the pipe to it."""
+
+    def __init__(self, context: Any, rank: int, given: tuple[Any, ...], older: Sequence[Child]) -> None:
+        self.rank, self.owner = rank, os.getpid()
+        self.pipe, theirs = context.Pipe()
+        forked = context.get_start_method() == "fork"
+        inherited = [self.pipe, *(other.pipe for other in older)] if forked else []
+        arguments = (rank, theirs, inherited, np.geterr(), *given)
+        self.process = context.Process(target=_serve, args=arguments, name=f"worker {rank}", daemon=True)
+        try:
+            self.process.start()
+        except (OSError, AssertionError) as error:  # the second: a daemon may have no children
+            raise WorkerError(f"workers: got no process from the system ({error}), expected one more") from error
+        finally:
+            theirs.close()
+
+
+def end(children: list[Child]) -> None:
+    """A closed pipe tells them; whoever is deep in a computation is killed."""
+    if children and children[0].owner != os.getpid():  # in a process that was forked since
+        return
+    for child in children:
+        child.pipe.close()
+    for child in children:
+        child.process.join(PATIENCE)
+        if child.process.is_alive():
+            child.process.kill()
+            child.process.join()
+    children.clear()
+
+
+_TEAMS: weakref.WeakSet[Team] = weakref.WeakSet()
+
+
+def _end_at_exit(team: Team) -> None:
+    """Its processes end when the team is forgotten, and before multiprocessing waits for them at exit."""
+    _TEAMS.add(team)
+    weakref.finalize(team, end, team.children).atexit = False
+
+
+@atexit.register
+def _end_all() -> None:
+    for team in list(_TEAMS):
+        end(team.children)
+
+
+@contextmanager
+def _deferred(signals: set[signal.Signals]) -> Iterator[None]:
+    """Ctrl-C waits until the block is left; a process that is started in it never gets one."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _signature(model: Module, optimizer: AdamW) -> tuple[Any, ...]:
+    """What the layout of the memory depends on."""
+    groups = [(group["amsgrad"], [id(p) for p in group["params"]]) for group in optimizer.param_groups]
+    return groups, [(id(p), p.shape, p.dtype) for p in model.parameters()]
+
+
+def _reason(code: int | None) -> str:
+    """What an exit code says."""
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"{name}: the system may have run out of memory" if name == "SIGKILL" else name
+    return f"exit code {code}; what it said is above"
+
+
+# In the other processes -----------------------------------------------------------------------------------------------
+
+
+def _serve(
+    rank: int, pipe: Connection, inherited: Sequence[Connection], errors: dict[str, Any], model: Any,
+    parameters: Sequence[Parameter] | None, flat: Flat, accumulate: int,
+) -> None:
+    """The life of a worker: commands, one after the other, until the pipe is closed or the main process is gone.
+
+    Ctrl-C and SIGTERM reach the whole group of processes: what they mean is for the main one to decide.
+    """
+    for signum in SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)
+    for other in inherited:
+        other.close()
+    warnings.simplefilter("ignore")  # the main process runs the same code, and warns
+    np.seterr(**errors)
+    with ThreadpoolController().limit(limits=1, user_api="blas"):
+        if parameters is None:
+            model, parameters = _with_values(model, flat)
+        worker = Worker(rank, model, parameters, flat, accumulate)
+        try:
+            pipe.send((None, None, ""))
+            while (command := _next(pipe)) is not None:
+                pipe.send(_outcome(worker, *command))
+        except OSError:
+            pass  # nobody listens any more
+
+
+def _next(pipe: Connection) -> Any:
+    parent: Any = multiprocessing.parent_process()
+    if pipe not in wait([pipe, parent.sentinel]):
+        return None
+    try:
+        return pipe.recv()
+    except EOFError:
+        return None
+
+
+def _outcome(worker: Worker, command: str, arguments: tuple[Any, ...]) -> tuple[Any, Exception | None, str]:
+    """(answer, None, "") or (None, error, its traceback)"""
+    try:
+        return getattr(worker, command)(*arguments), None, ""
+    except Exception as error:
+        return None, _sendable(error), traceback.format_exc()
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or what it says where it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
+class _Pickler(pickle.Pickler):
+    """Puts a number in place of each parameter."""
+
+    def __init__(self, file: Any, parameters: Sequence[Parameter]) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self.numbers = {id(p): i for i, p in enumerate(parameters)}
+
+    def persistent_id(self, value: Any) -> int | None:
+        return self.numbers.get(id(value))
+
+
+class _Unpickler(pickle.Unpickler):
+    """Puts the parameters back."""
+
+    def __init__(self, file: Any, parameters: Sequence[Parameter]) -> None:
+        super().__init__(file)
+        self.parameters = parameters
+
+    def persistent_load(self, number: int) -> Parameter:
+        return self.parameters[number]
+
+
+def _without_values(model: Module, parameters: Sequence[Parameter]) -> bytes:
+    """The model pickled, but for its parameters: they stand in the shared memory."""
+    file = io.BytesIO()
+    try:
+        _Pickler(file, parameters).dump(model)
+    except Exception as error:
+        raise WorkerError(f"workers: got a model that cannot be pickled ({error}), expected one that can, where Python "
+                          "starts processes afresh (spawn, forkserver)") from error
+    return file.getvalue()
+
+
+def _with_values(pickled: bytes, flat: Flat) -> tuple[Module, list[Any]]:
+    """The inverse: the model, and its parameters in the order of the shared memory."""
+    parameters: list[Any] = [Parameter.from_array(flat.view("weights", i)) for i in range(len(flat.layout.places))]
+    return _Unpickler(io.BytesIO(pickled), parameters).load(), parameters
