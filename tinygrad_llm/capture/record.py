@@ -74,7 +74,7 @@ class Recorder:
 
     def finish(self, inputs: list[Traced], outputs: list[Traced]) -> Program:
         """The program. Each output is copied into memory of its own; a pass takes out the copies that need not be."""
-        own = [numpy_calls.copied(self, x) for x in outputs]
+        own = [numpy_calls.copied(self, x, order="C") for x in outputs]
         for x in own:
             x.buffer.kind = "output"
         return Program([*self.calls], [self.view(x) for x in inputs], [self.view(x) for x in own])

@@ -20,11 +20,17 @@ from tinygrad_llm.capture.program import Program
 TILE = 192 * 1024
 """Bytes of an array that one turn of a loop touches: several of them fit into a core's second-level cache."""
 
+REACH = 24
+"""How far ahead a run looks for its next call: what is made long before it is used takes memory all that time."""
+
 
 def row_tiles(program: Program, tile: int = TILE) -> Program:
     """The program with loops over rows."""
     pending = list(program.calls)
     rows = [_row_forms(call) if isinstance(call, Call) else {} for call in pending]
+    counts = {count for forms in rows for count in forms}
+    for forms in rows:
+        forms |= _coarser(forms, counts)
     items: list[Call | Loop] = []
     placed = [False] * len(pending)
     for i, call in enumerate(pending):
@@ -70,6 +76,28 @@ def _row_form(call: Call, lead: int, rows: int) -> Call | None:
     if not isinstance(out, Rows) or None in args:
         return None
     return dataclasses.replace(call, args=tuple([a for (a,) in args]), out=out, options=options)  # type: ignore[misc]
+
+
+def _coarser(forms: dict[int, Call], counts: set[int]) -> dict[int, Call]:
+    """The call with fewer rows, of several each, for numbers of rows that other calls have: 2048 rows are 32 times 64."""
+    found: dict[int, Call] = {}
+    for count in counts - forms.keys():
+        finest = min((n for n in forms if n % count == 0), default=0)
+        if finest:
+            found[count] = _split(forms[finest], count, finest // count)
+    return found
+
+
+def _split(form: Call, rows: int, each: int) -> Call:
+    def split(x: Any) -> Any:
+        if not isinstance(x, Rows):
+            return x
+        return Rows(x.buffer, x.offset, (rows, each, *x.shape[1:]), (x.strides[0] * each, *x.strides), x.dtype)
+
+    options = form.options
+    if form.kind == "reduce":
+        options = options | {"axis": tuple([axis + 1 for axis in options["axis"]])}
+    return dataclasses.replace(form, args=tuple([split(a) for a in form.args]), out=split(form.out), options=options)
 
 
 def _core_axes(call: Call) -> int:
@@ -133,6 +161,8 @@ def _group(calls: list[Any], rows: list[dict[int, Call]], placed: list[bool], fi
     for j in range(first + 1, len(calls)):
         if placed[j]:
             continue
+        if j > group[-1] + REACH:
+            break
         call, form = calls[j], rows[j].get(count)
         touched = set(call.buffers())
         if (form is not None and call.out is not None and touched & known and not touched & written
