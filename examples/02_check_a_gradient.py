@@ -11,7 +11,7 @@ import torch
 import tinygrad_llm as tg
 from reference.equivalence import compare_float32
 from tinygrad_llm.nn import functional as F
-from tinygrad_llm.ops.nn import cross_entropy
+from tinygrad_llm.ops.losses import cross_entropy
 
 rng = np.random.default_rng(0)
 N, V = 4, 6

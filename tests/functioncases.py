@@ -81,6 +81,16 @@ def cross_entropy_soft(d):
     return call, [x, y]
 
 
+def linear_cross_entropy(d):
+    n, c, k, smoothing, weighted = d.int(1, 4), d.int(2, 5), d.int(1, 4), d.one(0.0, 0.0, 0.1), d.one(False, False, True)
+    target, weight, options = d.ints(c, n), d.floats(c, positive=True), {"reduction": d.one("mean", "sum", "none")}
+    arrays = [d.floats(n, k), d.floats(c, k), d.floats(c)][: d.one(2, 3)]
+    def call(m, x, w, *bias):
+        rest = {"linear_bias": bias[0] if bias else None, "weight": const(m, weight, x) if weighted else None}
+        return m.nn.functional.linear_cross_entropy(x, w, const(m, target), label_smoothing=smoothing, **rest, **options)
+    return call, arrays
+
+
 def mse_loss(d):
     x = d.any()
     y, w, how = d.floats(*x.shape), abs(d.floats(*x.shape)) + 0.5, d.one("mean", "sum", "none")
@@ -122,7 +132,8 @@ NN = {
     "relu": nn_unary("relu"), "gelu": nn_unary("gelu"), "gelu tanh": nn_unary("gelu", approximate="tanh"),
     "silu": nn_unary("silu"), "softplus": softplus, "softmin": softmin, "linear": linear,
     "layer_norm": normed("layer_norm", 2), "rms_norm": normed("rms_norm", 1), "embedding": embedding,
-    "nll_loss": nll_loss, "cross_entropy": cross_entropy, "cross_entropy soft": cross_entropy_soft, "mse_loss": mse_loss,
+    "nll_loss": nll_loss, "cross_entropy": cross_entropy, "cross_entropy soft": cross_entropy_soft,
+    "linear_cross_entropy": linear_cross_entropy, "mse_loss": mse_loss,
     "kl_div": kl_div, "scaled_dot_product_attention": attention, "one_hot": one_hot,
 }
 

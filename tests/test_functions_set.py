@@ -72,8 +72,8 @@ NAMES = [
 ]
 METHODS = [*[name for name in NAMES if name not in ("cat", "einsum", "stack")], "expand", "repeat", "view", "to"]
 FUNCTIONAL = [
-    "cross_entropy", "dropout", "embedding", "gelu", "kl_div", "layer_norm", "linear", "log_softmax", "mse_loss",
-    "nll_loss", "one_hot", "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "softmin",
+    "cross_entropy", "dropout", "embedding", "gelu", "kl_div", "layer_norm", "linear", "linear_cross_entropy",
+    "log_softmax", "mse_loss", "nll_loss", "one_hot", "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "softmin",
     "softplus", "tanh",
 ]
 MODULES = ["Dropout", "Embedding", "GELU", "LayerNorm", "Linear", "RMSNorm", "ReLU", "SiLU"]
@@ -83,6 +83,7 @@ LEFT_OUT = {
     "out": "torch refuses it where a gradient is wanted; x.add_(y) and x[...] = y write, with their gradients",
     "sparse_grad": "a gradient is an array here; there is no sparse layout",
     "sparse": "as sparse_grad",
+    "options": "the vocabulary always goes by in chunks; their size follows from the shapes",
 }
 
 

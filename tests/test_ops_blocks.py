@@ -8,6 +8,7 @@ from opchecks import check_adjoint, check_float32, check_float64, judge32, judge
 from reference.opdraw import Seeded, Sizes, draw_call
 from tinygrad_llm.ops import REGISTRY
 from tinygrad_llm.ops import attention as attention_module
+from tinygrad_llm.ops import losses
 
 LONG = Sizes(low=1, high=7, lead=(0, 1))
 
@@ -69,3 +70,54 @@ def test_a_row_that_looks_at_one_position_has_no_gradient_of_scores():
     dq, _, _ = REGISTRY["attention"](q, k, v, is_causal=True)[1](g)
     assert not dq[:, 0].any()
     assert dq[:, 1:].any(-1).all()
+
+
+@pytest.fixture(params=[1, 2, 3])
+def columns(request, monkeypatch):
+    width = request.param
+    monkeypatch.setattr(losses, "_chunks", lambda n, v: [(a, min(a + width, v)) for a in range(0, v, width)])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("seed", range(6))
+def test_linear_cross_entropy_in_chunks_of_few_classes(seed, reduction, columns):
+    options = {"ignore_index": (-100, 0)[seed % 2], "reduction": reduction}
+    case = draw_call(REGISTRY["linear_cross_entropy"], Seeded(seed), Sizes(low=1, high=8, none=2), options)
+    if np.isfinite(case.op(*case.args, **options)[0]).all():
+        assert [fail for check in (check_float64, check_float32, check_adjoint) for fail in check(case)] == []
+
+
+@pytest.mark.parametrize(("n", "v"), [(3, 700), (100, 20000), (5000, 600), (2048, 512), (2048, 513)])
+def test_linear_cross_entropy_over_several_chunks_is_torchs(n, v):
+    rng = np.random.default_rng(n)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in ((n, 6), (v, 6), (v,))]
+    target = np.where(rng.random(n) < 0.1, -100, rng.integers(0, v, n))
+    truth, ours = both_losses(arrays, target, np.float64)
+    assert [fail for a, b in zip(ours, truth) for fail in judge64("loss", a, b)] == []
+    theirs, ours = both_losses(arrays, target, np.float32)
+    assert [fail for a, b, c in zip(ours, theirs, truth) for fail in judge32("loss", a, b, c)] == []
+
+
+def both_losses(arrays, target, dtype):
+    """(torch's, ours): the mean loss, and the gradients of its product with the number of rows."""
+    x, weight, bias = args = [a.astype(dtype) for a in arrays]
+    tensors = [torch.tensor(a, requires_grad=True) for a in args]
+    out = torch.nn.functional.cross_entropy(torch.nn.functional.linear(*tensors), torch.tensor(target))
+    theirs = [out, *torch.autograd.grad(out, tensors, torch.tensor(len(target), dtype=out.dtype))]
+    mine, vjp = REGISTRY["linear_cross_entropy"](x, weight, target, bias)
+    dx, dw, _, db = vjp(np.asarray(len(target), dtype))
+    return [a.detach().numpy() for a in theirs], [np.asarray(mine), dx, dw, db]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("far", [1e4, 50.0])
+def test_logits_far_apart_in_different_chunks_are_exact(dtype, far, columns):
+    """The target's chunk may be e^-10000 of another: its p is 0, its gradient p − 1 all the same."""
+    x, target = np.array([[1.0, 0], [-1.0, 0], [1.0, 1]]), np.array([5, 5, 0])
+    weight = np.array([[-far, 1], [0, 2], [far, 0], [0, 1], [0, 3], [-far, 0], [far, 1]])
+    bias = np.array([0, 0, 0, -np.inf, -np.inf, 0, 0])
+    truth, _ = both_losses([x, weight, bias], target, np.float64)
+    theirs, ours = both_losses([x, weight, bias], target, dtype)
+    judged = judge64 if dtype == np.float64 else judge32
+    for a, b, c in zip(ours, theirs, truth):
+        assert judged("loss", a, *((c,) if dtype == np.float64 else (b, c))) == []

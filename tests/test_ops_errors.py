@@ -157,6 +157,8 @@ def test_an_error_once_is_an_error_again(op):
     ("cross_entropy", [np.zeros((2, 3)), np.array([0, 3])], {}, IndexRangeError),
     ("cross_entropy", [np.zeros((2, 3)), np.array([0, -1])], {}, IndexRangeError),
     ("cross_entropy", [np.zeros((2, 3)), np.array([0, 1])], {"reduction": "max"}, ValueError),
+    ("linear_cross_entropy", [np.zeros((2, 3)), np.zeros((4, 3)), np.array([0, 4])], {}, IndexRangeError),
+    ("linear_cross_entropy", [np.zeros((2, 3)), np.zeros((4, 3)), np.array([0, 1])], {"reduction": "max"}, ValueError),
 ])
 def test_a_wrong_option_is_refused_in_one_line(name, args, options, error):
     with pytest.raises(error) as caught:

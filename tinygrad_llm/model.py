@@ -7,6 +7,7 @@ B sequences in a batch, T positions, d = d_model features, H heads of D = d / H 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,7 @@ __all__ = ["Attention", "Block", "FeedForward", "Transformer", "TransformerConfi
 ACTIVATIONS: dict[str, Callable[[Any], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),  # a lambda could not be pickled
 }
 NORMS: dict[str, Callable[..., Module]] = {"layernorm": LayerNorm}
 
@@ -123,20 +124,24 @@ class Transformer(Module):
 
     def forward(self, ids: Any) -> Tensor:
         """int [B, T], T ≤ context_length → logits [B, T, V]"""
+        return self.lm_head(self.features(ids))
+
+    def features(self, ids: Any) -> Tensor:
+        """int [B, T] → [B, T, d]: what lm_head makes the logits of."""
         ids = self._checked(ids)
         x = self.tok_embed(ids) + self._positions(ids.shape[1])  # [B, T, d]
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x)
-        return self.lm_head(self.final_norm(x))
+        return self.final_norm(x)
 
     def loss(self, ids: Any, targets: Any) -> Tensor:
         """Mean cross-entropy in nats per token.   ids, targets int [B, T]"""
-        logits = self.forward(ids)
+        x = self.features(ids)  # [B, T, d]
         targets = as_values(targets)
-        if targets.shape != logits.shape[:2]:
-            raise ShapeError(f"targets: got shape {targets.shape}, expected that of ids, {logits.shape[:2]}")
-        return F.cross_entropy(logits.reshape(-1, self.config.vocab_size), targets.reshape(-1))
+        if targets.shape != x.shape[:2]:
+            raise ShapeError(f"targets: got shape {targets.shape}, expected that of ids, {x.shape[:2]}")
+        return F.linear_cross_entropy(x.reshape(-1, self.config.d_model), self.lm_head.weight, targets.reshape(-1))
 
     def _positions(self, length: int) -> Any:
         """[T, d]"""

@@ -65,25 +65,23 @@ def _scaled_residual(self: Any, x: Any, pre: bool) -> Any:
 
 
 def _transformer(original: Any, library: Any, mistake: str) -> Any:
-    """Transformer.forward without dropout, with one mistake."""
+    """Transformer.features without dropout, with one mistake."""
 
-    def forward(self: Any, ids: Any) -> Any:
+    def features(self: Any, ids: Any) -> Any:
         ids = np.asarray(ids)
-        x = self.tok_embed(ids)
+        once = mistake == "tied once" and self.config.tie_embeddings
+        x = library.nn.functional.embedding(ids, self.tok_embed.weight.detach()) if once else self.tok_embed(ids)
         x = x * float(np.sqrt(self.config.d_model)) if mistake == "scaled" else x
         x = x if mistake == "no positions" else x + self._positions(ids.shape[1])
         for block in self.blocks:
             x = block(x)
-        x = x if mistake == "no final norm" else self.final_norm(x)
-        if mistake == "tied once" and self.config.tie_embeddings:
-            return library.nn.functional.linear(x, self.lm_head.weight.detach())
-        return self.lm_head(x)
+        return x if mistake == "no final norm" else self.final_norm(x)
 
-    return forward
+    return features
 
 
 def _forward(mistake: str) -> Apply:
-    return method("model.Transformer.forward", partial(_transformer, mistake=mistake))
+    return method("model.Transformer.features", partial(_transformer, mistake=mistake))
 
 
 def _late_positions(original: Any, library: Any) -> Any:

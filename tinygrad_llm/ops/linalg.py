@@ -28,12 +28,12 @@ def linear(x: Any, weight: Any, bias: Any = None) -> tuple[Any, Vjp]:
     def vjp(g: Any) -> tuple[Any, ...]:
         g = g.reshape((rows.shape[0], weight.shape[0]))
         dx = np.matmul(g, weight).reshape((*lead, weight.shape[1]))
-        return dx, _products_of_rows(g, rows), total(g, (0,)) if has_bias else None
+        return dx, products_of_rows(g, rows), total(g, (0,)) if has_bias else None
 
     return out.reshape((*lead, weight.shape[0])), vjp
 
 
-def _products_of_rows(g: Any, x: Any) -> Any:
+def products_of_rows(g: Any, x: Any) -> Any:
     """gᵀ x, the rows in four parts: BLAS adds hundreds of products in a row, and shorter sums have smaller errors.
 
     Largest error over torch's, 256 and 2,048 rows: 1.6 and 1.5 in one part, 0.7 and 1.0 in four, in the same time.

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.ops.declare import Vjp, compute, op
-from tinygrad_llm.ops.errors import IndexRangeError
-from tinygrad_llm.ops.opaque import as_values, opaque
+from tinygrad_llm.ops.opaque import opaque
 from tinygrad_llm.ops.sums import total
 
 
@@ -18,7 +17,7 @@ def _softmax(x: Any) -> Any:
     return e / np.sum(e, -1, keepdims=True)
 
 
-def _log_softmax(x: Any) -> Any:
+def log_softmax_of(x: Any) -> Any:
     z = x - np.max(x, -1, keepdims=True)
     return z - np.log(np.sum(np.exp(z), -1, keepdims=True))
 
@@ -30,10 +29,10 @@ def softmax(x: Any) -> tuple[Any, Vjp]:
     return p, lambda g: (p * (g - np.sum(g * p, -1, keepdims=True)),)
 
 
-@op(x="*B N>0", definition=_log_softmax, torch="F.log_softmax(x, -1)")
+@op(x="*B N>0", definition=log_softmax_of, torch="F.log_softmax(x, -1)")
 def log_softmax(x: Any) -> tuple[Any, Vjp]:
     """x − ln Σ eˣ along the last axis.   dx = g − softmax(x) Σ g"""
-    out = _log_softmax(x)
+    out = log_softmax_of(x)
     return out, lambda g: (g - np.exp(out) * np.sum(g, -1, keepdims=True),)
 
 
@@ -118,85 +117,3 @@ def _add_rows(x: Any, ids: Any, rows: int, out: Any = None) -> Any:
         starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
         out[ordered[starts]] = np.add.reduceat(x.reshape((flat.size, x.shape[-1]))[order], starts, axis=0)
     return out
-
-
-def _cross_entropy(logits: Any, target: Any, weight: Any, ignore_index: int, reduction: str, label_smoothing: float) -> Any:
-    used, t, w = _targets(logits, target, weight, ignore_index)
-    logp = _log_softmax(logits)
-    picked = logp[np.arange(t.size), t]
-    row = -(1 - label_smoothing) * w * picked
-    if label_smoothing:
-        smooth = logp if weight is None else logp * weight
-        row = row - np.where(used, label_smoothing / logits.shape[-1], 0).astype(logits.dtype) * np.sum(smooth, -1)
-    return _reduced(row, w, reduction)
-
-
-@op(logits="N V>0", target="N int", weight="?V in (0.1, 2)",
-    options={"ignore_index": (-100, 0), "reduction": ("mean", "sum", "none"), "label_smoothing": (0.0, 0.1)},
-    definition=_cross_entropy,
-    torch="F.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction=reduction, "
-          "label_smoothing=label_smoothing)")
-def cross_entropy(
-    logits: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> tuple[Any, Vjp]:
-    """−Σ_v y_v w_v ln p_v for each row, p = softmax(logits), y = (1 − ε) onehot(target) + ε / V, in nats.
-
-    reduction: "none" one loss a row, "sum" their sum, "mean" their sum over Σ w_target; rows whose target is ignore_index
-    do not count. With a the cotangent of a row's loss:   dlogits = a · (p Σ_v y_v w_v − y w).   `weight` takes no gradient
-    """
-    used, t, w = _targets(logits, target, weight, ignore_index)
-    logp = _log_softmax(logits)
-    rows, v = np.arange(t.size), logits.shape[-1]
-    smooth = np.where(used, label_smoothing / v, 0).astype(logits.dtype)
-    row = -(1 - label_smoothing) * w * logp[rows, t]
-    if label_smoothing:
-        row = row - smooth * np.sum(logp if weight is None else logp * weight, -1)
-    every = v if weight is None else np.sum(weight)
-
-    def vjp(g: Any) -> tuple[Any, None, None]:
-        a = g if reduction == "none" else np.broadcast_to(g / _denominator(w, reduction), w.shape)
-        hit = (1 - label_smoothing) * w * a
-        d = np.exp(logp) * (hit + smooth * a * every)[:, None]
-        if label_smoothing:
-            d = d - (smooth * a)[:, None] * (1 if weight is None else weight)
-        d[rows, t] -= hit
-        return d, None, None
-
-    return _reduced(row, w, reduction), vjp
-
-
-def _targets(logits: Any, target: Any, weight: Any, ignore_index: int) -> tuple[Any, Any, Any]:
-    """(which rows count, target with ignored rows at class 0, weight of each row or 0)."""
-    target = as_values(target)
-    used = target != ignore_index
-    t = np.where(used, target, 0)
-    _check_classes(t, logits.shape[-1], ignore_index)
-    w = used.astype(logits.dtype) if weight is None else np.where(used, as_values(weight)[t], 0).astype(logits.dtype)
-    return used, t, w
-
-
-@opaque(None)
-def _check_classes(t: Any, classes: int, ignore_index: int) -> None:
-    if t.size and (t.min() < 0 or t.max() >= classes):
-        bad = t[(t < 0) | (t >= classes)].flat[0]
-        raise IndexRangeError(
-            f"cross_entropy: target: got class {bad}, expected 0 to {classes - 1}, or ignore_index = {ignore_index}"
-        )
-
-
-def _denominator(w: Any, reduction: str) -> Any:
-    """Σ w for a mean; 1 where no row counts, so that the gradient is then 0, as in torch."""
-    total_weight = np.sum(w)
-    return total_weight + (total_weight == 0) if reduction == "mean" else 1
-
-
-def _reduced(row: Any, w: Any, reduction: str) -> Any:
-    if reduction == "none":
-        return row
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"cross_entropy: reduction: got {reduction!r}, expected 'mean', 'sum' or 'none'")
-    if reduction == "sum":
-        return np.sum(row)
-    over_none = np.where(np.sum(w) == 0, np.nan, 0).astype(w.dtype)  # the mean over no rows is nan, as in torch
-    return np.sum(row) / _denominator(w, reduction) + over_none

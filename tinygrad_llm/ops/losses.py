@@ -1,0 +1,177 @@
+"""Losses. Each names its `definition`, the same function in primitive NumPy calls: read that first."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm.ops.declare import Vjp, op
+from tinygrad_llm.ops.errors import IndexRangeError
+from tinygrad_llm.ops.linalg import products_of_rows
+from tinygrad_llm.ops.nn import log_softmax_of
+from tinygrad_llm.ops.opaque import as_values, opaque
+from tinygrad_llm.ops.sums import total
+
+_CHUNK = 2**20  # logits at a time: 4 MB of float32
+
+
+def _cross_entropy(logits: Any, target: Any, weight: Any, ignore_index: int, reduction: str, label_smoothing: float) -> Any:
+    used, t, w = _targets("cross_entropy", logits, target, weight, ignore_index, logits.shape[-1])
+    logp = log_softmax_of(logits)
+    picked = logp[np.arange(t.size), t]
+    row = -(1 - label_smoothing) * w * picked
+    if label_smoothing:
+        smooth = logp if weight is None else logp * weight
+        row = row - np.where(used, label_smoothing / logits.shape[-1], 0).astype(logits.dtype) * np.sum(smooth, -1)
+    return _reduced("cross_entropy", row, w, reduction)
+
+
+@op(logits="N V>0", target="N int", weight="?V in (0.1, 2)",
+    options={"ignore_index": (-100, 0), "reduction": ("mean", "sum", "none"), "label_smoothing": (0.0, 0.1)},
+    definition=_cross_entropy,
+    torch="F.cross_entropy(logits, target, weight, ignore_index=ignore_index, reduction=reduction, "
+          "label_smoothing=label_smoothing)")
+def cross_entropy(
+    logits: Any, target: Any, weight: Any = None, ignore_index: int = -100, reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> tuple[Any, Vjp]:
+    """−Σ_v y_v w_v ln p_v for each row, p = softmax(logits), y = (1 − ε) onehot(target) + ε / V, in nats.
+
+    reduction: "none" one loss a row, "sum" their sum, "mean" their sum over Σ w_target; rows whose target is ignore_index
+    do not count. With a the cotangent of a row's loss:   dlogits = a · (p Σ_v y_v w_v − y w).   `weight` takes no gradient
+    """
+    used, t, w = _targets("cross_entropy", logits, target, weight, ignore_index, logits.shape[-1])
+    logp = log_softmax_of(logits)
+    rows, v = np.arange(t.size), logits.shape[-1]
+    smooth = np.where(used, label_smoothing / v, 0).astype(logits.dtype)
+    row = -(1 - label_smoothing) * w * logp[rows, t]
+    if label_smoothing:
+        row = row - smooth * np.sum(logp if weight is None else logp * weight, -1)
+    every = v if weight is None else np.sum(weight)
+
+    def vjp(g: Any) -> tuple[Any, None, None]:
+        a = g if reduction == "none" else np.broadcast_to(g / _denominator(w, reduction), w.shape)
+        hit = (1 - label_smoothing) * w * a
+        d = np.exp(logp) * (hit + smooth * a * every)[:, None]
+        if label_smoothing:
+            d = d - (smooth * a)[:, None] * (1 if weight is None else weight)
+        d[rows, t] -= hit
+        return d, None, None
+
+    return _reduced("cross_entropy", row, w, reduction), vjp
+
+
+def _linear_cross_entropy(x: Any, weight: Any, target: Any, bias: Any, ignore_index: int, reduction: str) -> Any:
+    logits = np.matmul(x, np.swapaxes(weight, 0, 1))
+    return _cross_entropy(logits if bias is None else logits + bias, target, None, ignore_index, reduction, 0.0)
+
+
+@op(x="N D>0", weight="V>0 D", target="N int", bias="?V",
+    options={"ignore_index": (-100, 0), "reduction": ("mean", "sum", "none")}, definition=_linear_cross_entropy,
+    torch="F.cross_entropy(F.linear(x, weight, bias), target, ignore_index=ignore_index, reduction=reduction)")
+def linear_cross_entropy(
+    x: Any, weight: Any, target: Any, bias: Any = None, ignore_index: int = -100, reduction: str = "mean"
+) -> tuple[Any, Vjp]:
+    """cross_entropy(x Wᵀ + b, target) without the logits: of N × V numbers, one array is ever made and kept.
+
+    The vocabulary goes by in chunks c, of which the strips e = exp(logits − m) are kept, m the largest of each row. With
+    M the largest m, f = exp(m − M) and Z = Σ_c f Σ e:   p = e f / Z, and the loss of a row is ln Z + M − logit of the target.
+    From e at the target Z / f is taken, so that e f / Z = p − y. With a the cotangent of a row's loss and r = a f / Z:
+    dx = Σ_c r (e W_c),  dW_c = eᵀ (r x),  db_c = Σ r e.   f is at least eps², so that Z / f is finite; p errs by less than that
+    """
+    _, t, w = _targets("linear_cross_entropy", x, target, None, ignore_index, weight.shape[0])
+    chunks = _chunks(x.shape[0], weight.shape[0])
+    places = [_place(t, a, b) for a, b in chunks]
+    found = [_strip(x, weight[a:b], None if bias is None else bias[a:b], p) for (a, b), p in zip(chunks, places)]
+    strips, largest, picked = ([one[i] for one in found] for i in range(3))
+    top = functools.reduce(np.maximum, largest)
+    factors = [np.exp(m - top) for m in largest]
+    z = functools.reduce(np.add, [f * _row_sums(e) for f, e in zip(factors, strips)])
+    row = w * (np.log(z) + (top - functools.reduce(np.add, picked)))
+    scales = [np.maximum(f, float(np.finfo(x.dtype).eps) ** 2) / z for f in factors]
+    for e, scale, (inside, at) in zip(strips, scales, places):
+        e[at] -= np.where(inside, 1 / scale, 0)
+    has_bias = bias is not None
+
+    def vjp(g: Any) -> tuple[Any, Any, None, Any]:
+        share = w * (g / _denominator(w, reduction))
+        dx, dw, db = None, np.empty_like(weight), []
+        for (a, b), e, scale in zip(chunks, strips, scales):
+            r = (share * scale)[:, None]
+            part, dw[a:b] = _products(e, r, x, weight[a:b])
+            dx = part if dx is None else dx + part
+            db += [total(e * r, (0,))] if has_bias else []
+        return dx, dw, None, np.concatenate(db) if has_bias else None
+
+    return _reduced("linear_cross_entropy", row, w, reduction), vjp
+
+
+def _chunks(n: int, v: int) -> list[tuple[int, int]]:
+    """Start and end of each chunk of the vocabulary."""
+    size = max(_CHUNK // max(n, 1) // 64 * 64, 512)
+    return [(a, min(a + size, v)) for a in range(0, v, size)]
+
+
+def _place(t: Any, start: int, end: int) -> tuple[Any, tuple[Any, Any]]:
+    """(whether the target is in the chunk, row and column of its logit there, or of the first)."""
+    inside = (t >= start) & (t < end)
+    return inside, (np.arange(t.size), np.where(inside, t - start, 0))
+
+
+def _strip(x: Any, weight: Any, bias: Any, place: tuple[Any, tuple[Any, Any]]) -> tuple[Any, Any, Any]:
+    """(exp(logits − largest), largest of each row, logit of the target where it is in this chunk, else 0)."""
+    logits = np.matmul(x, np.swapaxes(weight, 0, 1))
+    if bias is not None:
+        logits += bias
+    picked = np.where(place[0], logits[place[1]], 0)
+    largest = np.maximum(np.max(logits, -1), np.finfo(logits.dtype).min)  # finite, where a bias of −∞ hides the whole chunk
+    logits -= largest[:, None]
+    return np.exp(logits), largest, picked
+
+
+def _row_sums(e: Any) -> Any:
+    return np.vecdot(np.ones(e.shape[-1], e.dtype), e)
+
+
+def _products(e: Any, r: Any, x: Any, weight: Any) -> tuple[Any, Any]:
+    """(r e W, eᵀ (r x)), the factors r of the rows applied where the rows are shorter."""
+    if weight.shape[0] <= weight.shape[1]:
+        scaled = e * r
+        return np.matmul(scaled, weight), products_of_rows(scaled, x)
+    return np.matmul(e, weight) * r, products_of_rows(e, x * r)
+
+
+def _targets(name: str, x: Any, target: Any, weight: Any, ignore_index: int, classes: int) -> tuple[Any, Any, Any]:
+    """(which rows count, target with ignored rows at class 0, weight of each row, or 0, in the dtype of x)."""
+    target = as_values(target)
+    used = target != ignore_index
+    t = np.where(used, target, 0)
+    _check_classes(t, name, classes, ignore_index)
+    w = used.astype(x.dtype) if weight is None else np.where(used, as_values(weight)[t], 0).astype(x.dtype)
+    return used, t, w
+
+
+@opaque(None)
+def _check_classes(t: Any, name: str, classes: int, ignore_index: int) -> None:
+    if t.size and (t.min() < 0 or t.max() >= classes):
+        bad = t[(t < 0) | (t >= classes)].flat[0]
+        raise IndexRangeError(f"{name}: target: got class {bad}, expected 0 to {classes - 1}, or ignore_index = {ignore_index}")
+
+
+def _denominator(w: Any, reduction: str) -> Any:
+    """Σ w for a mean; 1 where no row counts, so that the gradient is then 0, as in torch."""
+    total_weight = np.sum(w)
+    return total_weight + (total_weight == 0) if reduction == "mean" else 1
+
+
+def _reduced(name: str, row: Any, w: Any, reduction: str) -> Any:
+    if reduction == "none":
+        return row
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"{name}: reduction: got {reduction!r}, expected 'mean', 'sum' or 'none'")
+    if reduction == "sum":
+        return np.sum(row)
+    over_none = np.where(np.sum(w) == 0, np.nan, 0).astype(w.dtype)  # the mean over no rows is nan, as in torch
+    return np.sum(row) / _denominator(w, reduction) + over_none
