@@ -375,6 +375,8 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray:
     """A new array of the data. Python floats become float32, as in torch; arrays keep their dtype."""
     if isinstance(data, Tensor):
         return np.array(data._array, dtype=dtype)
+    if hasattr(data, "__record_call__"):  # of a function that is being recorded: a copy would be dropped anyway
+        return data if dtype is None else data.astype(dtype)
     try:
         array = np.array(data, dtype=dtype)
     except (ValueError, TypeError) as error:

@@ -11,6 +11,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, no_grad
 from tinygrad_llm.autograd import inplace as in_place
+from tinygrad_llm.autograd.modes import active_recorder
 from tinygrad_llm.functions import (
     add,
     as_operand,
@@ -40,7 +41,7 @@ from tinygrad_llm.functions.elementwise import broadcast_shape
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, linalg, losses, nn
 from tinygrad_llm.ops import elementwise as ops
 from tinygrad_llm.ops.attention import attention, look_ahead
-from tinygrad_llm.ops.opaque import as_values
+from tinygrad_llm.ops.opaque import as_values, opaque
 
 __all__ = [
     "cross_entropy", "dropout", "embedding", "gelu", "kl_div", "layer_norm", "linear", "linear_cross_entropy", "log_softmax",
@@ -214,8 +215,18 @@ def dropout(
         return x
     if generator is None:
         raise ValueError("dropout: generator: got None, expected a numpy.random.Generator to draw the mask from")
-    kept = generator.random(x.shape, dtype=np.float32) >= p
+    recorder = active_recorder()
+    kept = _uniform(x._array if recorder is None else recorder.lift(x._array), generator) >= p
     return mul(x, kept.astype(x.dtype) * (1 / (1 - p) if p < 1 else 0.0))
+
+
+@opaque(lambda like, generator: (like.shape, np.float32))
+def _uniform(like: Any, generator: np.random.Generator, out: Any = None) -> Any:
+    """Drawn from [0, 1), one for each element of `like`: anew at each run of a program."""
+    drawn = generator.random(like.shape, dtype=np.float32)
+    if out is not None:
+        out[...] = drawn
+    return drawn
 
 
 def scaled_dot_product_attention(

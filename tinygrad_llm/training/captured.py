@@ -1,4 +1,4 @@
-"""The gradient of a worker's rows by replaying a program: recorded once for each shape, written straight into the flat buffer."""
+"""The gradient of a worker's rows by replaying a program, recorded once for each shape, into the flat buffer."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ class CapturedGradients:
 class Step:
     """A planned program bound to the flat gradient (first), or to memory of its own that is then added to it."""
 
-    def __init__(self, recording: Recording, trained: Sequence[Parameter], gradients: Sequence[np.ndarray], first: bool) -> None:
+    def __init__(
+        self, recording: Recording, trained: Sequence[Parameter], gradients: Sequence[np.ndarray], first: bool
+    ) -> None:
         index = {id(p): i for i, p in enumerate(trained)}
         places = {output: gradients[index[id(p)]] for p, output in recording.leaves if id(p) in index}
         self.replay = Replay(optimize(recording.program), places if first else {})
