@@ -122,6 +122,7 @@ def alphas(name):
 def norm(d):
     x, p, kept = d.any(), d.one("fro", None, 1, 2, 3, 0.5, 1.5, math.inf, -math.inf, 0, -1), d.one(True, False)
     dim = d.one(None, d.dims(x))
+    p = 2 if p in ("fro", None) and isinstance(dim, tuple) and len(dim) > 2 else p  # torch takes them for a norm of matrices
     return (lambda m, x: m.norm(x, p, dim, kept)), [x]
 
 
