@@ -13,9 +13,48 @@ B = np.random.default_rng(1).uniform(0.5, 1.5, (3, 4))
 CALLS = {
     **{f.__name__: (lambda a, b, f=f: f(a)) for f in (np.negative, np.exp, np.expm1, np.log, np.log1p, np.reciprocal,
                                                       np.sqrt, np.square, np.sin, np.cos, np.tanh, np.abs, np.sum,
-                                                      np.mean, np.max, np.transpose, np.squeeze)},
+                                                      np.mean, np.max, np.transpose, np.squeeze, np.fabs, np.positive,
+                                                      np.min, np.prod, np.cumsum, np.var, np.std, np.ravel, np.copy, np.flip,
+                                                      np.trace, np.diagonal, np.triu, np.tril, np.matrix_transpose)},
     **{f.__name__: (lambda a, b, f=f: f(a, b)) for f in (np.add, np.subtract, np.multiply, np.true_divide, np.maximum,
-                                                         np.minimum, np.power)},
+                                                         np.minimum, np.power, np.outer, np.vecdot, np.inner)},
+    "fabs negative": lambda a, b: np.fabs(-a),
+    "clip": lambda a, b: np.clip(a, 0.7, 1.2), "clip min": lambda a, b: np.clip(a, min=1),
+    "clip arrays": lambda a, b: np.clip(a, B / 2, b), "min axis": lambda a, b: np.min(a, axis=1, keepdims=True),
+    "amin axis": lambda a, b: np.amin(a, 0), "prod axis": lambda a, b: np.prod(a, axis=1, keepdims=True),
+    "prod axes": lambda a, b: np.prod(a, (0, 1)), "prod keepdims": lambda a, b: np.prod(a, keepdims=True),
+    "cumsum axis": lambda a, b: np.cumsum(a, axis=1), "var axis": lambda a, b: np.var(a, axis=0, ddof=1, keepdims=True),
+    "var correction": lambda a, b: np.var(a, axis=(0, 1), correction=2), "std axis": lambda a, b: np.std(a, 1, ddof=1),
+    "norm": lambda a, b: np.linalg.norm(a), "norm rows": lambda a, b: np.linalg.norm(a, 3, axis=1, keepdims=True),
+    "norm fro": lambda a, b: np.linalg.norm(a, "fro"), "norm inf": lambda a, b: np.linalg.norm(a, np.inf, axis=0),
+    "norm of a vector": lambda a, b: np.linalg.norm(a[0], 1), "norm axes": lambda a, b: np.linalg.norm(a, axis=(0, 1)),
+    "norm of many axes": lambda a, b: np.linalg.norm(np.reshape(a, (3, 2, 2))),
+    "vector_norm": lambda a, b: np.linalg.vector_norm(a, axis=1, ord=1),
+    "dot vectors": lambda a, b: np.dot(a[0], b[1]), "dot matrices": lambda a, b: np.dot(a, np.transpose(b)),
+    "dot number": lambda a, b: np.dot(a, 2.0), "dot matrix vector": lambda a, b: np.dot(a, b[0]),
+    "dot of more axes": lambda a, b: np.dot(np.stack([a, b]), np.stack([np.transpose(a), np.transpose(b)])),
+    "inner vector": lambda a, b: np.inner(a, b[0]),
+    "inner of more axes": lambda a, b: np.inner(np.stack([a, b]), np.stack([b, a])),
+    "tensordot": lambda a, b: np.tensordot(a, b, axes=2), "tensordot axis": lambda a, b: np.tensordot(a, b, ([0], [0])),
+    "tensordot ints": lambda a, b: np.tensordot(a, b, (1, -1)), "trace offset": lambda a, b: np.trace(a, 1),
+    "expand_dims axes": lambda a, b: np.expand_dims(a, (0, -1)), "moveaxis": lambda a, b: np.moveaxis(a, 0, -1),
+    "moveaxis axes": lambda a, b: np.moveaxis(a, (0, 1), (1, 0)), "flip axis": lambda a, b: np.flip(a, axis=1),
+    "flip axes": lambda a, b: np.flip(a, (0, 1)), "roll": lambda a, b: np.roll(a, 5),
+    "roll axis": lambda a, b: np.roll(a, -1, axis=1),
+    "roll axes": lambda a, b: np.roll(a, 1, axis=(0, 1)), "tile": lambda a, b: np.tile(a, 2),
+    "tile more axes": lambda a, b: np.tile(a, (2, 1, 2)), "triu k": lambda a, b: np.triu(a, k=1),
+    "tril k": lambda a, b: np.tril(a, -1),
+    "diagonal offset": lambda a, b: np.diagonal(a, offset=1), "take": lambda a, b: np.take(a, np.array([[0, 5], [11, 5]])),
+    "take axis": lambda a, b: np.take(a, [2, 0, 2], axis=1), "take one": lambda a, b: np.take(a, 1, axis=-1),
+    "take_along_axis": lambda a, b: np.take_along_axis(a, np.argsort(A, 1), axis=1),
+    "hstack": lambda a, b: np.hstack([a, b]), "hstack vectors": lambda a, b: np.hstack([a[0], b[1], a[2]]),
+    "vstack": lambda a, b: np.vstack([a, b]), "vstack vectors": lambda a, b: np.vstack((a[0], b[1])),
+    "column_stack": lambda a, b: np.column_stack([a, b[:, 0]]),
+    "split": lambda a, b: np.split(a, 2, axis=1)[1], "split at": lambda a, b: np.split(a, [1, 3], axis=1)[1],
+    "split past the end": lambda a, b: np.split(a, [2, 9])[1], "array_split": lambda a, b: np.array_split(a, 3, axis=1)[0],
+    "hsplit": lambda a, b: np.hsplit(a, 2)[0], "vsplit": lambda a, b: np.vsplit(a, [1])[1],
+    "hsplit vector": lambda a, b: np.hsplit(a[0], 4)[3], "broadcast_arrays": lambda a, b: np.broadcast_arrays(a, b[:, :1])[0],
+    "where integers": lambda a, b: np.where((A > 1).astype(int), a, b),
     "einsum": lambda a, b: np.einsum("ij,kj->ik", a, b),
     "matmul": lambda a, b: np.matmul(a, np.swapaxes(b, 0, 1)),
     "@": lambda a, b: a @ b.T,
@@ -66,9 +105,15 @@ def test_every_function_in_the_table_is_called_above():
 
 
 REFUSED = {
-    "arctan": np.arctan, "cumsum": np.cumsum, "sort": np.sort, "var": np.var, "prod": np.prod, "median": np.median,
-    "clip": lambda t: np.clip(t, 0, 1), "dot": lambda t: np.dot(t, t.T),
-    "outer": lambda t: np.outer(t, t), "norm": np.linalg.norm, "floor_divide": lambda t: t.numpy() // t,
+    "arctan": np.arctan, "sort": np.sort, "median": np.median, "diff": np.diff, "kron": lambda t: np.kron(t, t),
+    "nuclear norm": lambda t: np.linalg.norm(t, "nuc"), "spectral norm": lambda t: np.linalg.norm(t, 2),
+    "cumsum dtype": lambda t: np.cumsum(t, dtype=np.float32),
+    "prod where": lambda t: np.prod(t, where=t.numpy() > 1),
+    "var mean": lambda t: np.var(t, mean=0.0), "max initial": lambda t: np.max(t, initial=0.0),
+    "inv": lambda t: np.linalg.inv(t[:, :3]),
+    "reshape order": lambda t: np.reshape(t, -1, order="F"),
+    "take mode": lambda t: np.take(t, [9], mode="wrap"),
+    "floor_divide": lambda t: t.numpy() // t,
     "mod": lambda t: t.numpy() % t,
     "reduce": np.add.reduce, "accumulate": np.add.accumulate, "outer method": lambda t: np.multiply.outer(t, t),
     "dtype": lambda t: np.add(t, 1, dtype=np.float64), "keepdims": lambda t: np.exp(t, casting="no"),
@@ -81,6 +126,12 @@ REFUSED = {
 def test_what_no_op_stands_for_is_refused(call):
     with pytest.raises(TypeError):
         call(tensor(A, True))
+
+
+@pytest.mark.parametrize("call", [lambda t: np.sum(t, 0, np.float64), lambda t: np.std(t, where=True), np.arctan])
+def test_the_refusal_says_what_to_use(call):
+    with pytest.raises(TypeError, match=r"got .*expected .*or x\.numpy\(\) where no gradient is wanted"):
+        call(tensor(A))
 
 
 def test_the_refusal_says_what_to_do():

@@ -1,6 +1,6 @@
 """The public functions of tensors, with torch's names and arguments; `axis` and `keepdims` are taken for dim and keepdim."""
 
-from tinygrad_llm.functions import linalg
+from tinygrad_llm.functions import dispatch, linalg
 from tinygrad_llm.functions.base import as_operand, as_tensor, lift, result_type, to
 from tinygrad_llm.functions.contraction import einsum
 from tinygrad_llm.functions.create import from_numpy, ones, tensor, zeros
@@ -84,8 +84,8 @@ from tinygrad_llm.functions.shapes import (
 
 __all__ = [
     "METHODS", "abs", "add", "addmm", "amax", "amin", "argmax", "as_operand", "as_tensor", "baddbmm", "bmm", "broadcast_to",
-    "cat", "chunk", "clamp", "cos", "cumsum", "diagonal", "div", "dot", "einsum", "erf", "exp", "expand", "expm1", "flatten",
-    "flip", "from_numpy", "gather", "getitem", "index_add", "index_put", "index_select", "lift", "linalg", "log",
+    "cat", "chunk", "clamp", "cos", "cumsum", "diagonal", "dispatch", "div", "dot", "einsum", "erf", "exp", "expand", "expm1",
+    "flatten", "flip", "from_numpy", "gather", "getitem", "index_add", "index_put", "index_select", "lift", "linalg", "log",
     "log1p", "log_softmax", "logsumexp", "masked_fill", "matmul", "max", "maximum", "mean", "min", "minimum", "mm", "movedim",
     "mul", "mv", "narrow", "neg", "norm", "ones", "outer", "permute", "pow", "prod", "reciprocal", "relu", "repeat", "reshape",
     "result_type", "roll", "rsqrt", "scatter_add", "select", "sigmoid", "sign", "sin", "softmax", "split", "sqrt", "square",

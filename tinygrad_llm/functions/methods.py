@@ -1,4 +1,4 @@
-"""Two tables: which functions are methods and operators of Tensor, and which NumPy functions they stand for."""
+"""Which functions are methods and operators of Tensor."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.autograd import NUMPY, Tensor, inplace
-from tinygrad_llm.functions import contraction, elementwise, indexing, products, reductions, shapes
+from tinygrad_llm.autograd import Tensor, inplace
+from tinygrad_llm.functions import elementwise, indexing, products, reductions, shapes
 from tinygrad_llm.functions.base import to
 
 e, r, p, s, i = elementwise, reductions, products, shapes, indexing
@@ -58,22 +58,3 @@ METHODS |= {f"__i{name}__": inplace(METHODS[f"__{name}__"]) for name in (
 )}
 for _name, _method in METHODS.items():
     setattr(Tensor, _name, _method)
-
-NUMPY.update({
-    np.add: e.add, np.subtract: e.sub, np.multiply: e.mul, np.true_divide: e.div, np.negative: e.neg, np.exp: e.exp,
-    np.expm1: e.expm1, np.log: e.log, np.log1p: e.log1p, np.sqrt: e.sqrt, np.square: e.square, np.sin: e.sin, np.cos: e.cos,
-    np.tanh: e.tanh, np.abs: e.abs, np.maximum: e.maximum, np.minimum: e.minimum, np.power: e.pow, np.matmul: p.matmul,
-    np.where: e.where, np.stack: s.stack, np.reciprocal: e.reciprocal, np.einsum: contraction.einsum,
-    # NumPy's own arguments, where their order or names differ
-    np.sum: lambda a, axis=None, *, keepdims=False: r.sum(a, axis, keepdims),
-    np.mean: lambda a, axis=None, *, keepdims=False: r.mean(a, axis, keepdims),
-    np.max: lambda a, axis=None, *, keepdims=False: r.amax(a, axis, keepdims),
-    np.amax: lambda a, axis=None, *, keepdims=False: r.amax(a, axis, keepdims),
-    np.reshape: lambda a, shape: s.reshape(a, shape),
-    np.squeeze: lambda a, axis=None: s.squeeze(a, axis),
-    np.expand_dims: lambda a, axis: s.unsqueeze(a, axis),
-    np.swapaxes: lambda a, axis1, axis2: s.transpose(a, axis1, axis2),
-    np.broadcast_to: lambda array, shape: s.broadcast_to(array, shape),
-    np.concatenate: lambda arrays, axis=0: s.cat([s.reshape(a, -1) for a in arrays] if axis is None else arrays, axis or 0),
-    np.transpose: lambda a, axes=None: s.permute(a, tuple(axes) if axes is not None else tuple(reversed(range(a.ndim)))),
-})
