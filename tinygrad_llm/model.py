@@ -57,10 +57,9 @@ class Attention(Module):
         """[B, T, d] → [B, T, d]"""
         b, t, d = x.shape
         qkv = self.qkv_proj(x).reshape(b, t, 3, self.n_heads, d // self.n_heads)  # [B, T, 3, H, D]
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                                      # each [B, H, T, D]
         p = self.dropout if self.training else 0.0
-        heads = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True, generator=self.generator)
-        return self.out_proj(heads.transpose(1, 2).reshape(b, t, d))              # [B, H, T, D] → [B, T, d]
+        heads = F.attention_qkvpacked(qkv, p, is_causal=True, generator=self.generator)  # softmax(Q Kᵀ / √D) V: [B, T, H, D]
+        return self.out_proj(heads.reshape(b, t, d))
 
 
 class FeedForward(Module):

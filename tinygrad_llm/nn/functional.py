@@ -39,14 +39,16 @@ from tinygrad_llm.functions import (
 from tinygrad_llm.functions.base import only_floats, promoted, whole, whole_tuple
 from tinygrad_llm.functions.elementwise import broadcast_shape
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, linalg, losses, nn
+from tinygrad_llm.ops import attention as attention_ops
 from tinygrad_llm.ops import elementwise as ops
 from tinygrad_llm.ops.attention import attention, look_ahead
 from tinygrad_llm.ops.opaque import as_values, opaque
 
 __all__ = [
-    "cross_entropy", "dropout", "embedding", "gelu", "kl_div", "layer_norm", "linear", "linear_cross_entropy", "log_softmax",
-    "mse_loss", "nll_loss", "one_hot", "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "softmin",
-    "softplus", "tanh",
+    "attention_qkvpacked", "cross_entropy", "dropout", "embedding", "gelu", "kl_div", "layer_norm", "linear",
+    "linear_cross_entropy", "log_softmax",
+    "mse_loss", "nll_loss", "one_hot", "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu", "softmax",
+    "softmin", "softplus", "tanh",
 ]
 
 
@@ -218,6 +220,20 @@ def dropout(
     recorder = active_recorder()
     kept = _uniform(x._array if recorder is None else recorder.lift(x._array), generator) >= p
     return mul(x, kept.astype(x.dtype) * (1 / (1 - p) if p < 1 else 0.0))
+
+
+def attention_qkvpacked(
+    qkv: Any, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, *,
+    generator: np.random.Generator | None = None,
+) -> Tensor:
+    """scaled_dot_product_attention of the queries, keys and values that one product has made: qkv [..., T, 3, H, D] →
+    [..., T, H, D]. Dao et al. 2022 have it under this name."""
+    x = only_floats("attention_qkvpacked", qkv)
+    if not dropout_p:
+        return apply(attention_ops.attention_qkvpacked, x, is_causal=is_causal, scale=scale)
+    q, k, v = x.transpose(-4, -2).unbind(-3)  # [..., H, T, D]
+    heads = scaled_dot_product_attention(q, k, v, None, dropout_p, is_causal, scale, generator=generator)
+    return heads.transpose(-3, -2)
 
 
 @opaque(lambda like, generator: (like.shape, np.float32))

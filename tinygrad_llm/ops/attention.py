@@ -31,25 +31,72 @@ def attention(query: Any, key: Any, value: Any, is_causal: bool = False, scale: 
     Σ dP e is also Σ g · out, over the shorter rows of the output (Dao et al. 2022, arXiv:2205.14135), but only the former
     cancels exactly where a row looks at one position alone: the latter's rounding is noise that Adam makes steps of.
     """
-    factor = _scale(query, scale)
+    out = np.empty((*query.shape[:-1], value.shape[-1]), query.dtype, like=query)
+    vjp = _attend(query, key, value, out, is_causal, _scale(query, scale))
+
+    def new_vjp(g: Any) -> tuple[Any, Any, Any]:
+        gradients = np.empty_like(query), np.empty_like(key), np.empty_like(value)
+        vjp(g, *gradients)
+        return gradients
+
+    return out, new_vjp
+
+
+def _attention_qkvpacked(qkv: Any, is_causal: bool, scale: float | None) -> Any:
+    query, key, value = _unpacked(qkv)
+    return np.swapaxes(_attention(query, key, value, is_causal, scale), -3, -2)
+
+
+@op(qkv="*B T>0 3 H D", options={"is_causal": (False, True), "scale": (None, 0.3)}, definition=_attention_qkvpacked,
+    torch="F.scaled_dot_product_attention(*qkv[None, None].transpose(-4, -2).unbind(-3), is_causal=is_causal, scale=scale)"
+          "[0, 0].transpose(-3, -2)")  # with these axes in front, torch takes code that has second derivatives
+def attention_qkvpacked(qkv: Any, is_causal: bool = False, scale: float | None = None) -> tuple[Any, Vjp]:
+    """attention of H heads whose Q, K and V one product has made, [*B, T, 3, H, D] → [*B, T, H, D].
+
+    The gradients of Q, K and V are written into the places of one array; apart, each would come back from its slice as a
+    whole array of zeros around it, and the three be added.
+    """
+    out = np.empty_like(qkv[..., 0, :, :])
+    vjp = _attend(*_unpacked(qkv), np.swapaxes(out, -3, -2), is_causal, _scale(qkv, scale))
+
+    def packed_vjp(g: Any) -> tuple[Any]:
+        d = np.empty_like(qkv)
+        vjp(np.swapaxes(g, -3, -2), *_unpacked(d))
+        return (d,)
+
+    return out, packed_vjp
+
+
+def _unpacked(qkv: Any) -> tuple[Any, Any, Any]:
+    heads = np.swapaxes(qkv, -4, -2)
+    return heads[..., 0, :, :], heads[..., 1, :, :], heads[..., 2, :, :]
+
+
+def _attend(query: Any, key: Any, value: Any, out: Any, is_causal: bool, factor: float) -> Any:
+    """Writes the attention into out; returns vjp(g, dq, dk, dv), which writes its gradients."""
     scaled, turned = query * factor, _turned(key)
     blocks = _blocks(query.shape[-2], key.shape[-2], is_causal)
     strips = [_strip(scaled[..., a:b, :], turned[..., :end], a if is_causal else end) for a, b, end in blocks]
     sums = [np.vecdot(np.ones(e.shape[-1], e.dtype), e)[..., None] for e in strips]
+    for (a, b, end), e, total in zip(blocks, strips, sums):
+        out[..., a:b, :] = np.matmul(e, value[..., :end, :]) / total
 
-    def vjp(g: Any) -> tuple[Any, Any, Any]:
-        values, dq, dk, dv = _turned(value), [], None, None
-        for (a, b, end), e, total in reversed(list(zip(blocks, strips, sums))):  # the last block looks at every key
+    def vjp(g: Any, dq: Any, dk: Any, dv: Any) -> None:
+        values = _turned(value)
+        for (a, b, end), e, total in reversed(list(zip(blocks, strips, sums))):
             share = g[..., a:b, :] / total
             ds = np.matmul(share, values[..., :end])
             ds -= np.vecdot(e, ds)[..., None] / total
             ds *= e
-            dq.append(np.matmul(ds, key[..., :end, :]) * factor)
-            dk = _added(dk, np.matmul(np.swapaxes(ds, -1, -2), scaled[..., a:b, :]))
-            dv = _added(dv, np.matmul(np.swapaxes(e, -1, -2), share))
-        return _joined(dq[::-1]), dk, dv
+            dq[..., a:b, :] = np.matmul(ds, key[..., :end, :]) * factor
+            for d, part in ((dk, np.matmul(np.swapaxes(ds, -1, -2), scaled[..., a:b, :])),
+                            (dv, np.matmul(np.swapaxes(e, -1, -2), share))):
+                if (a, b, end) == blocks[-1]:  # it looks at every key
+                    d[...] = part
+                else:
+                    d[..., :end, :] += part
 
-    return _joined([np.matmul(e, value[..., :end, :]) / total for (_, _, end), e, total in zip(blocks, strips, sums)]), vjp
+    return vjp
 
 
 def _blocks(t: int, s: int, is_causal: bool) -> list[tuple[int, int, int]]:
@@ -79,18 +126,6 @@ def _hidden(t: int, s: int) -> Any:
 def _turned(x: Any) -> Any:
     """xᵀ in memory of its own, which products read faster."""
     return np.swapaxes(x, -1, -2).copy()
-
-
-def _added(total: Any, first: Any) -> Any:
-    """total with more added to the first of its rows."""
-    if total is None:
-        return first
-    total[..., : first.shape[-2], :] += first
-    return total
-
-
-def _joined(parts: list[Any]) -> Any:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, -2)
 
 
 def look_ahead(t: int, s: int) -> Any:
