@@ -31,6 +31,7 @@ KINKS = [
     ("sigmoid", [[0.0, 1e4, -1e4, 90.0, -90.0, 745.0, -745.0]]),
     ("erf", [[0.0, 1e4, -1e4, INF, -INF, NAN, 1e-30]]),
     ("gelu", [[0.0, 50.0, -50.0, -8.0]], {"approximate": "none"}),
+    ("gelu", [[1e4, -1e4, 6.0, -6.0, 5.9, -5.9, 1e30, 1e-30]], {"approximate": "none"}),
     ("gelu", [[0.0, 50.0, -50.0, -8.0]], {"approximate": "tanh"}),
     ("softmax", [[[1e4, -1e4, 0.0], [-INF, 0.0, 1.0]]]),
     ("log_softmax", [[[1e4, -1e4, 0.0], [3.0, 3.0, 3.0]]]),
@@ -83,6 +84,18 @@ def test_erf_is_the_c_librarys_over_its_whole_range(dtype):
     truth = np.array([math.erf(v) for v in x.astype(np.float64)])
     out = REGISTRY["erf"](x)[0]
     assert np.all(np.abs(out - truth) <= 8 * np.finfo(dtype).eps * np.abs(truth))
+
+
+def test_gelu_is_no_less_accurate_than_torchs_over_its_whole_range():
+    x = np.linspace(-9, 9, 20011, dtype=np.float32)
+    truth = torch.nn.functional.gelu(torch.tensor(x.astype(np.float64))).numpy()
+    ours, theirs = (np.abs(y - truth) / (1 + np.abs(truth)) for y in (REGISTRY["gelu"](x)[0], gelu32(x)))
+    assert ours.mean() <= theirs.mean()
+    assert ours.max() <= max(theirs.max(), 4e-7)
+
+
+def gelu32(x):
+    return torch.nn.functional.gelu(torch.tensor(x)).numpy()
 
 
 def test_a_nan_in_one_row_stays_in_its_row():

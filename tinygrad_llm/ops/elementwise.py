@@ -184,8 +184,9 @@ def cast(x: Any, dtype: Any) -> tuple[Any, Vjp]:
 @op(x="~B != 0", torch="torch.relu(x)")
 def relu(x: Any) -> tuple[Any, Vjp]:
     """max(x, 0).   dx = g where x > 0, else 0 (at 0 too, as in torch)"""
-    live = ~(x <= 0)  # a product with a mask: np.where takes ten times as long
-    return np.maximum(x, 0), lambda g: (g * live,)
+    out = np.clip(x, 0, np.inf) if x.dtype.kind == "f" else np.maximum(x, 0)  # with a number, twice as fast as maximum
+    live = out != 0  # where x is nan too; a product with a mask, for np.where takes ten times as long
+    return out, lambda g: (g * live,)
 
 
 @op(x="~B", torch="torch.erf(x)")
@@ -243,19 +244,45 @@ def _horner(coefficients: list[float], x: Any) -> Any:
     return out
 
 
-@op(x="~B", options={"approximate": ("none", "tanh")}, torch="F.gelu(x, approximate=approximate)")
+def _gelu(x: Any, approximate: str) -> Any:
+    if approximate == "tanh":
+        return 0.5 * x * (1 + np.tanh(_CUBIC[0] * (x + _CUBIC[1] * (x * x * x))))
+    return 0.5 * x * (1 + _erf(x * math.sqrt(0.5)))
+
+
+_CUBIC = math.sqrt(2 / math.pi), 0.044715
+
+
+@op(x="~B", options={"approximate": ("none", "tanh")}, definition=_gelu, torch="F.gelu(x, approximate=approximate)")
 def gelu(x: Any, approximate: str = "none") -> tuple[Any, Vjp]:
     """x Φ(x), Φ the normal distribution function.   Hendrycks & Gimpel 2016, arXiv:1606.08415
 
     "none": Φ = (1 + erf(x/√2)) / 2,  dx = g · (Φ + x φ(x)),  φ(x) = e^(−x²/2) / √(2π)
-    "tanh": Φ ≈ (1 + tanh u) / 2,  u = √(2/π) (x + 0.044715 x³),  dx = g · (Φ + x (1 − tanh² u) u′ / 2)
+    "tanh": Φ ≈ (1 + tanh u) / 2,  u = √(2/π) (x + 0.044715 x³),  dx = g · (Φ + 2 x Φ (1 − Φ) u′)
     """
     if approximate == "tanh":
-        c = math.sqrt(2 / math.pi)
-        t = np.tanh(c * (x + 0.044715 * (x * x * x)))
-        slope = c * (1 + 3 * 0.044715 * (x * x))
-        return 0.5 * x * (1 + t), lambda g: (g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope),)
+        c, cubic = _CUBIC
+        normal = 0.5 * np.tanh((x * x * (c * cubic) + c) * x) + 0.5
+        return x * normal, lambda g: (g * (normal + normal * (1 - normal) * ((x * x * (6 * c * cubic) + 2 * c) * x)),)
     if approximate != "none":
         raise ValueError(f"gelu: approximate: got {approximate!r}, expected 'none' or 'tanh'")
-    normal = 0.5 * (1 + _erf(x * math.sqrt(0.5)))
-    return x * normal, lambda g: (g * (normal + x * (np.exp(-0.5 * (x * x)) / math.sqrt(2 * math.pi))),)
+    normal = _normal(x)
+    return x * normal, lambda g: (g * (normal + np.exp(x * x * -0.5) * x * (1 / math.sqrt(2 * math.pi))),)
+
+
+def _normal(x: Any) -> Any:
+    """Φ(x). In float32, where |x| > 6 is 6: (1 + tanh(x p(x²))) / 2, tanh being one quick call that is near to Φ."""
+    if x.dtype != np.float32:
+        return 0.5 * (1 + _erf(x * math.sqrt(0.5)))
+    held = np.clip(x, -6, 6)
+    return 0.5 * np.tanh(_horner(_normal_fit(), held * held) * held) + 0.5
+
+
+@cache
+def _normal_fit() -> list[float]:
+    """Coefficients of p, lowest power first: least squares weighted by what Φ feels of p, made to 2e-8 of Φ."""
+    x = 6 * np.sqrt(0.5 + 0.5 * chebyshev.chebpts1(200))
+    beyond = np.vectorize(math.erfc)(x / math.sqrt(2)) / 2
+    p = np.log((1 - beyond) / beyond) / (2 * x)
+    fit = np.polynomial.Chebyshev.fit(x * x, p, 6, [0, 36], w=x * beyond * (1 - beyond))
+    return fit.convert(kind=np.polynomial.Polynomial).coef.tolist()
