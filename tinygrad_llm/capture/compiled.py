@@ -45,12 +45,14 @@ class Recording:
     leaves: list[tuple[Tensor, int]]
 
 
-def record(function: Callable[..., Any], args: Sequence[Any]) -> Recording:
+def record(function: Callable[..., Any], args: Sequence[Any], root: Any = None) -> Recording:
     """Run a function once on arrays without values. args are arrays and tensors, whatever else is a constant.
+
+    Calls carry the names of the modules below `root` that they come from.
 
     Errors: CaptureError where it asks for a value, or does what leaves no trace.
     """
-    recorder = Recorder()
+    recorder = Recorder(root)
     inputs = [_traced(recorder, a) for a in args]
     try:
         with recording(recorder):

@@ -21,13 +21,13 @@ from tinygrad_llm.capture.program import Program
 
 
 class Recorder:
-    """Collects calls. `trace` makes an input; `lift` shows an array that exists, whose values may change between runs."""
+    """Collects calls; those of the modules below `root` under their names. `trace` makes an input; `lift` shows an array that exists, whose values may change between runs."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Any = None) -> None:
         self.calls: list[Call] = []
         self.op = self.layer = ""
         self.leaves: dict[int, tuple[Tensor, Tensor | None]] = {}  # with the gradient that each had before
-        self._names: dict[int, str] = {}
+        self._names: dict[int, str] = {} if root is None else {id(m): name for name, m in root.named_modules()}
         self._externs: dict[int, tuple[Buffer, Any]] = {}
 
     # Arrays ----------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ class Replay:
     """A program ready to run. inputs and outputs are its arrays: fill the former, `run()`, read the latter.
 
     outputs   for some outputs, the array that they are written into, by index
+    steps     what run() calls, one after another; `origins`, the call that each is of, and which part of its rows
     """
 
     def __init__(self, program: Program, outputs: Mapping[int, np.ndarray] | None = None) -> None:
@@ -31,7 +32,10 @@ class Replay:
             self._give(program.outputs[i], array)
         self.inputs = [self.array(view) for view in program.inputs]
         self.outputs = [self.array(view) for view in program.outputs]
-        self.steps: list[Callable[[], Any]] = [step for item in program.calls for step in self._bound(item)]
+        self.steps: list[Callable[[], Any]] = []
+        self.origins: list[tuple[Call, float]] = []
+        for item in program.calls:
+            self._append(item)
 
     def run(self) -> None:
         """Every call, once."""
@@ -44,13 +48,15 @@ class Replay:
         memory = self._memory(view.buffer)
         return array_at(memory, memory.__array_interface__["data"][0] + view.offset, view)
 
-    def _bound(self, item: Call | Loop) -> Iterator[Callable[[], Any]]:
+    def _append(self, item: Call | Loop) -> None:
         if isinstance(item, Call):
-            yield self.bind(item)
+            self.steps.append(self.bind(item))
+            self.origins.append((item, 1.0))
             return
         for start in range(0, item.rows, item.step):
-            for call in item.calls:
-                yield self.bind(_turn(call, start, min(start + item.step, item.rows)))
+            end = min(start + item.step, item.rows)
+            self.steps += [self.bind(_turn(call, start, end)) for call in item.calls]
+            self.origins += [(call, (end - start) / item.rows) for call in item.calls]
 
     def bind(self, call: Call) -> Callable[[], Any]:
         """A call with its arrays."""
@@ -84,7 +90,7 @@ class Replay:
 
 def _without_numbers(ufunc: Any, args: list[Any]) -> list[Any]:
     """Python numbers as 0-d arrays of the dtype that the ufunc takes them in."""
-    kinds = [a.dtype if hasattr(a, "dtype") else type(a) for a in args]
+    kinds = [a.dtype if hasattr(a, "dtype") else np.dtype(bool) if isinstance(a, bool) else type(a) for a in args]
     if not any(kind in (int, float) for kind in kinds):
         return args
     dtypes = ufunc.resolve_dtypes((*kinds, None))

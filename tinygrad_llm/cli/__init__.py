@@ -1,4 +1,4 @@
-"""tinygrad-llm train | eval | generate | tokenize | check
+"""tinygrad-llm train | eval | generate | tokenize | check | profile
 
 Exit codes: 0 success; 1 a check found a difference; 2 a user's mistake, told in one line (errors.py decides what is
 one); 70 a bug of ours, told with its traceback; 130 Ctrl-C; 141 the reader of our output went away.
@@ -12,11 +12,11 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from tinygrad_llm.cli import check, evaluate, generate, tokenize, train
+from tinygrad_llm.cli import check, evaluate, generate, profile, tokenize, train
 from tinygrad_llm.cli.command import parse, prepare
 from tinygrad_llm.cli.errors import UserError, is_mistake, message, say, warnings_as_lines
 
-COMMANDS = (train.COMMAND, evaluate.COMMAND, generate.COMMAND, tokenize.COMMAND, check.COMMAND)
+COMMANDS = (train.COMMAND, evaluate.COMMAND, generate.COMMAND, tokenize.COMMAND, check.COMMAND, profile.COMMAND)
 BUG, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
 
 
@@ -64,6 +64,8 @@ def _refuse(error: Exception, debug: bool) -> int:
 def reference_package() -> Any:
     """The package `reference`, loaded with PyTorch; the one place where tinygrad_llm reaches for either."""
     try:
+        import reference.accuracy
+        import reference.activation_gradients
         import reference.activations
         import reference.bridge
         import reference.devices

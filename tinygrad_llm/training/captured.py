@@ -71,7 +71,7 @@ class CapturedGradients:
             return loss
 
         dtype = next(iter(self.parameters)).dtype
-        return record(loss_and_gradients, [part.ids, part.targets, np.asarray(part.weight, dtype)])
+        return record(loss_and_gradients, [part.ids, part.targets, np.asarray(part.weight, dtype)], self.model)
 
 
 class Step:
