@@ -15,7 +15,20 @@ from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node, Versi
 from tinygrad_llm.autograd.hooks import Hooks, RemovableHandle, hooks_of
 from tinygrad_llm.autograd.modes import active_recorder, calling_line, is_anomaly_check_nan_enabled, is_grad_enabled
 from tinygrad_llm.autograd.views import View, family
-from tinygrad_llm.ops import Op, ShapeError
+from tinygrad_llm.ops import IndexRangeError, Op, ShapeError
+
+
+class Size(int):
+    """How many elements a tensor has: NumPy's `size`. Called, it is torch's: x.size() the shape, x.size(dim) of one axis."""
+
+    shape: tuple[int, ...]
+
+    def __call__(self, dim: int | None = None) -> Any:
+        if dim is None:
+            return self.shape
+        if not -len(self.shape) <= dim < len(self.shape):
+            raise IndexRangeError(f"size: dim: got {dim}, expected an axis of shape {self.shape}")
+        return self.shape[dim]
 
 
 class Tensor:
@@ -90,9 +103,11 @@ class Tensor:
         return self._array.ndim
 
     @property
-    def size(self) -> int:
-        """Number of elements (NumPy's meaning; torch's is `numel()`)."""
-        return self._array.size
+    def size(self) -> Size:
+        """Number of elements, as in NumPy; called, torch's size(): the shape, or the size of one axis."""
+        size = Size(self._array.size)
+        size.shape = self._array.shape
+        return size
 
     def numel(self) -> int:
         """Number of elements."""
@@ -152,7 +167,7 @@ class Tensor:
 
     def item(self) -> Any:
         """The only element, as a Python number. Errors: ShapeError where there is not exactly one."""
-        if self.size != 1:
+        if self._array.size != 1:
             raise ShapeError(f"item: got a tensor of shape {self.shape}, expected one element")
         return self._array.item()
 
@@ -187,11 +202,11 @@ class Tensor:
         return bool((self._array == np.asarray(value)).any())
 
     def __repr__(self) -> str:
-        shown = self._array if self.size else self._array.reshape(-1)
+        shown = self._array if self._array.size else self._array.reshape(-1)
         values = np.array2string(shown, separator=", ", prefix="tensor(", precision=4, threshold=200)
         made_by = f", grad_fn=<{self._node.op.name}>" if self._node else ", requires_grad=True" * self._requires_grad
         dtype = "" if self.dtype in (np.float32, np.int64, np.bool_) else f", dtype={self.dtype}"
-        size = f", size={self.shape}" if not self.size and self.ndim > 1 else ""
+        size = f", size={self.shape}" if not self._array.size and self.ndim > 1 else ""
         return f"tensor({values}{size}{dtype}{made_by})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:

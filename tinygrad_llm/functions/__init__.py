@@ -3,7 +3,7 @@
 from tinygrad_llm.functions import dispatch, linalg
 from tinygrad_llm.functions.base import as_operand, as_tensor, lift, result_type, to
 from tinygrad_llm.functions.contraction import einsum
-from tinygrad_llm.functions.create import from_numpy, ones, tensor, zeros
+from tinygrad_llm.functions.create import arange, from_numpy, full, ones, ones_like, tensor, zeros, zeros_like
 from tinygrad_llm.functions.elementwise import (
     abs,
     add,
@@ -40,6 +40,7 @@ from tinygrad_llm.functions.reductions import (
     amax,
     amin,
     argmax,
+    argmin,
     cumsum,
     log_softmax,
     logsumexp,
@@ -83,12 +84,13 @@ from tinygrad_llm.functions.shapes import (
 )
 
 __all__ = [
-    "METHODS", "abs", "add", "addmm", "amax", "amin", "argmax", "as_operand", "as_tensor", "baddbmm", "bmm", "broadcast_to",
-    "cat", "chunk", "clamp", "cos", "cumsum", "diagonal", "dispatch", "div", "dot", "einsum", "erf", "exp", "expand", "expm1",
-    "flatten", "flip", "from_numpy", "gather", "getitem", "index_add", "index_put", "index_select", "lift", "linalg", "log",
-    "log1p", "log_softmax", "logsumexp", "masked_fill", "matmul", "max", "maximum", "mean", "min", "minimum", "mm", "movedim",
-    "mul", "mv", "narrow", "neg", "norm", "ones", "outer", "permute", "pow", "prod", "reciprocal", "relu", "repeat", "reshape",
-    "result_type", "roll", "rsqrt", "scatter_add", "select", "sigmoid", "sign", "sin", "softmax", "split", "sqrt", "square",
-    "squeeze", "stack", "std", "sub", "sum", "swapaxes", "t", "take_along_dim", "tanh", "tensor", "tile", "to", "transpose",
-    "tril", "triu", "unbind", "unsqueeze", "var", "where", "zeros",
+    "METHODS", "abs", "add", "addmm", "amax", "amin", "arange", "argmax", "argmin", "as_operand", "as_tensor", "baddbmm",
+    "bmm", "broadcast_to", "cat", "chunk", "clamp", "cos", "cumsum", "diagonal", "dispatch", "div", "dot", "einsum", "erf",
+    "exp", "expand", "expm1", "flatten", "flip", "from_numpy", "full", "gather", "getitem", "index_add", "index_put",
+    "index_select", "lift", "linalg", "log", "log1p", "log_softmax", "logsumexp", "masked_fill", "matmul", "max", "maximum",
+    "mean", "min", "minimum", "mm", "movedim", "mul", "mv", "narrow", "neg", "norm", "ones", "ones_like", "outer", "permute",
+    "pow", "prod", "reciprocal", "relu", "repeat", "reshape", "result_type", "roll", "rsqrt", "scatter_add", "select",
+    "sigmoid", "sign", "sin", "softmax", "split", "sqrt", "square", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "t",
+    "take_along_dim", "tanh", "tensor", "tile", "to", "transpose", "tril", "triu", "unbind", "unsqueeze", "var", "where",
+    "zeros", "zeros_like",
 ]

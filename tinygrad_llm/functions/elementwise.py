@@ -128,7 +128,7 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
     """input where condition holds, else other; all three broadcast. With condition alone: the indices where it holds."""
     if input is None and other is None:
         return tuple(Tensor.from_array(i) for i in np.nonzero(np.atleast_1d(np.asarray(condition))))
-    return apply(elementwise.where, _as_mask("where", "condition", condition), *promoted(as_operand(input), as_operand(other)))
+    return apply(elementwise.where, as_mask("where", "condition", condition), *promoted(as_operand(input), as_operand(other)))
 
 
 def masked_fill(input: Any, mask: Any, value: Any) -> Tensor:
@@ -140,10 +140,10 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Tensor:
         fill = to(fill, x.dtype)
     elif x.dtype.kind not in INEXACT and fill is not None:
         fill = x.dtype.type(fill).item()
-    return where(_as_mask("masked_fill", "mask", mask), fill, x)
+    return where(as_mask("masked_fill", "mask", mask), fill, x)
 
 
-def _as_mask(name: str, argument: str, mask: Any) -> Any:
+def as_mask(name: str, argument: str, mask: Any) -> Any:
     """A mask as an operand. Errors: DtypeError where it is of numbers, as in torch: which of them are true is not said."""
     found = mask if hasattr(mask, "dtype") else np.asarray(mask)
     if found.dtype != np.bool_:

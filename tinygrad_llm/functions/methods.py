@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, inplace
-from tinygrad_llm.functions import elementwise, indexing, products, reductions, shapes
-from tinygrad_llm.functions.base import to
+from tinygrad_llm.functions import elementwise, indexing, products, reductions, shapes, storage
 
 e, r, p, s, i = elementwise, reductions, products, shapes, indexing
 
@@ -33,8 +32,7 @@ METHODS: dict[str, Any] = {
     "__invert__": lambda self: Tensor.from_array(np.asarray(~np.asarray(self))),
     "T": property(lambda self: s.permute(self, tuple(reversed(range(self.ndim))))),
     "mT": property(lambda self: s.transpose(self, -1, -2)),
-    "view": s.view, "astype": to, "to": to, "size": Tensor.size,
-    "float": lambda self: to(self, np.float32), "double": lambda self: to(self, np.float64),
+    "__pos__": lambda self: self, "view": s.view, "size": Tensor.size,
     "where": lambda self, condition, other: e.where(condition, self, other),
 }
 for _function in (
@@ -47,6 +45,8 @@ for _function in (
     i.index_add, i.index_put, i.index_select, i.scatter_add, i.take_along_dim,
 ):
     METHODS[_function.__name__] = _function
+METHODS |= storage.METHODS | {name: _compare(ufunc) for name, ufunc in {
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}.items()}
 _INPLACE = (  # `add_` and so on, where there is an `add`
     "abs", "add", "addmm", "baddbmm", "clamp", "cos", "cumsum", "div", "erf", "exp", "expm1", "index_add", "index_put", "log",
     "log1p", "masked_fill", "mul", "neg", "pow", "reciprocal", "relu", "rsqrt", "scatter_add", "sigmoid", "sign", "sin", "sqrt",

@@ -32,7 +32,7 @@ def matmul(input: Any, other: Any) -> Tensor:
 
 def _matmul_matrices(x: Any, y: Any) -> Tensor:
     """Rows of a batch times one matrix are one product, not one for each member of the batch."""
-    if x.ndim > 2 and y.ndim == 2 and x.shape[-1] == y.shape[0] and x.size:
+    if x.ndim > 2 and y.ndim == 2 and x.shape[-1] == y.shape[0] and 0 not in x.shape:
         return reshape(apply(linalg.matmul, reshape(x, (-1, x.shape[-1])), y), (*x.shape[:-1], y.shape[-1]))
     return apply(linalg.matmul, x, y)
 
@@ -61,7 +61,7 @@ def dot(input: Any, tensor: Any) -> Tensor:
     if x.shape != y.shape or x.dtype != y.dtype:
         wrong = ShapeError if x.shape != y.shape else DtypeError
         raise wrong(f"dot: tensor: got {y.dtype} of shape {y.shape}, expected {x.dtype} of shape {x.shape} as input")
-    return sum(mul(x, y)) if not x.size else matmul(x, y)
+    return sum(mul(x, y)) if not x.shape[0] else matmul(x, y)
 
 
 def outer(input: Any, vec2: Any) -> Tensor:

@@ -104,10 +104,20 @@ def _need_elements(name: str, x: Any, axis: int | None) -> None:
 @spelled
 def argmax(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
     """The index of the largest; the first of equals. No gradient."""
-    x = np.asarray(numeric("argmax", input))
-    axis = None if dim is None else axis_of("argmax", x, dim)
-    _need_elements("argmax", x, axis)
-    return Tensor.from_array(np.asarray(np.argmax(x, axis=axis if x.ndim else None, keepdims=keepdim)))
+    return _index_of("argmax", np.argmax, input, dim, keepdim)
+
+
+@spelled
+def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """The index of the smallest; the first of equals. No gradient."""
+    return _index_of("argmin", np.argmin, input, dim, keepdim)
+
+
+def _index_of(name: str, find: Any, input: Any, dim: int | None, keepdim: bool) -> Tensor:
+    x = np.asarray(numeric(name, input))
+    axis = None if dim is None else axis_of(name, x, dim)
+    _need_elements(name, x, axis)
+    return Tensor.from_array(np.asarray(find(x, axis=axis if x.ndim else None, keepdims=keepdim)))
 
 
 @spelled
@@ -202,7 +212,7 @@ def along_last(op: Op, input: Any, dim: int) -> Tensor:
     at = axis_of(op.name, x, dim)
     if not x.ndim:
         return reshape(apply(op, reshape(x, (1,))), ())
-    if not x.size:
+    if 0 in x.shape:
         return apply(elementwise.mul, x, 1.0)
     return apply(op, x) if at == x.ndim - 1 else transpose(apply(op, transpose(x, at, -1)), at, -1)
 
