@@ -21,7 +21,10 @@ from tinygrad_llm.capture.program import Program
 
 
 class Recorder:
-    """Collects calls; those of the modules below `root` under their names. `trace` makes an input; `lift` shows an array that exists, whose values may change between runs."""
+    """Collects calls. `trace` makes an input; `lift` shows an array that exists, whose values may change between runs.
+
+    Calls carry the names of the modules below `root` that make them.
+    """
 
     def __init__(self, root: Any = None) -> None:
         self.calls: list[Call] = []
