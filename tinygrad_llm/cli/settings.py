@@ -41,6 +41,17 @@ def integer(low: int) -> Kind:
     return Kind(f"an integer >= {low} and < 2^62", "N", int, lambda v: type(v) is int and low <= v < 2**62)
 
 
+def count_or(name: str) -> Kind:
+    """An integer of at least 1, or a word that stands for one."""
+    counts = integer(1)
+    return Kind(
+        f"{name}, or {counts.expected}",
+        f"{name}|N",
+        lambda raw: raw if raw == name else int(raw),
+        lambda v: v == name or counts.accepts(v),
+    )
+
+
 def number(expected: str, accepts: Callable[[float], bool]) -> Kind:
     """A finite number that `accepts` accepts."""
     return Kind(expected, "X", float, lambda v: _is_number(v) and accepts(v))

@@ -19,7 +19,7 @@ from tinygrad_llm.cli.errors import PROGRAM, UserError, notes_unless_refused, sa
 from tinygrad_llm.cli.evaluate import rows
 from tinygrad_llm.cli.loading import backend_option, device_option
 from tinygrad_llm.cli.model_options import ModelOptions
-from tinygrad_llm.cli.settings import at_least_zero, flag, integer, number, one_of, option, pair, switch, word
+from tinygrad_llm.cli.settings import at_least_zero, count_or, flag, integer, number, one_of, option, pair, switch, word
 from tinygrad_llm.cli.table import table
 from tinygrad_llm.cli.train_torch import TorchRun, refuse_what_torch_lacks
 from tinygrad_llm.data import BatchLoader, Corpus, SequenceDataset, get_tokenizer, load_corpus, train_test_split
@@ -67,6 +67,8 @@ class Settings(ModelOptions):
     betas: tuple[float, float] = option((0.9, 0.999), pair(), "memory of AdamW's two moments", "optimization")
     grad_clip: float = option(1.0, at_least_zero(), "largest norm of the gradient; 0: no limit", "optimization")
     accumulate: int = option(1, integer(1), "parts in which a batch is computed, to need less memory", "optimization")
+    workers: int | str = option("auto", count_or("auto"), "processes that share each batch; auto: one for each core, or 1 "
+                                "for a small model", "optimization")  # fmt: skip
     seed: int = option(0, integer(0), "decides the initial weights, dropout and order of batches", "optimization")
     out: str = option("runs/train", word("FOLDER"), "checkpoints, metrics.jsonl and loss.png go there", "run")
     resume: bool = option(False, switch(), "go on with the run in --out, with its settings", "run")
@@ -123,7 +125,8 @@ def _fit(settings: Settings, data: Data, model: Transformer, about: dict[str, An
     optimizer = AdamW(decay_groups(model, settings.weight_decay), lr=settings.lr, betas=settings.betas)
     schedule = WarmupCosine(optimizer, settings.warmup_steps, settings.steps, settings.min_lr_ratio)
     with Trainer(
-        model, optimizer, schedule=schedule, grad_clip=settings.grad_clip or None, accumulate=settings.accumulate
+        model, optimizer, schedule=schedule, grad_clip=settings.grad_clip or None, accumulate=settings.accumulate,
+        workers=settings.workers,
     ) as trainer:
         try:
             result = trainer.fit(

@@ -21,11 +21,13 @@ from tinygrad_llm.training.signals import StopSignals
 
 
 def refuse_what_torch_lacks(settings: Any) -> None:
-    """Resuming and accumulation are our own trainer's."""
+    """Resuming, accumulation and workers are our own trainer's."""
     if settings.resume:
         raise UserError("--resume: got a run with --backend torch, expected --backend numpy: only that can be resumed")
     if settings.accumulate != 1:
         raise UserError(f"--accumulate: got {settings.accumulate}, expected 1 with --backend torch")
+    if settings.workers not in ("auto", 1):
+        raise UserError(f"--workers: got {settings.workers}, expected 1 with --backend torch, which has threads of its own")
 
 
 class TorchRun:

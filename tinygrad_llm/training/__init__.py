@@ -6,6 +6,8 @@
     evaluation   loss, perplexity, accuracy and bits per character on text that was not seen
     metrics      JSON lines and the loss curve
     signals      Ctrl-C between two steps, never inside one
+    workers      processes that share each step: Team; shards, what one of them does; flat and memory, where the arrays
+                 stand; cores, how many are worth it
 """
 
 from tinygrad_llm.training.evaluation import Evaluation, evaluate
@@ -14,8 +16,9 @@ from tinygrad_llm.training.metrics import plot_losses, read_metrics
 from tinygrad_llm.training.resuming import LoadedModel, load_model
 from tinygrad_llm.training.signals import Interrupted
 from tinygrad_llm.training.trainer import Trainer
+from tinygrad_llm.training.workers import WorkerError
 
 __all__ = [
     "Evaluation", "FitResult", "Interrupted", "LoadedModel", "Trainer", "evaluate", "load_model", "plot_losses",
-    "read_metrics",
+    "WorkerError", "read_metrics",
 ]

@@ -21,6 +21,7 @@ from tinygrad_llm.training.evaluation import Batch, Evaluation, Stopped, evaluat
 from tinygrad_llm.training.metrics import MetricsFile, plot_losses
 from tinygrad_llm.training.resuming import check_same_run, describe_model, identity, restore, training_state
 from tinygrad_llm.training.signals import Interrupted, StopSignals
+from tinygrad_llm.training.workers import ChildTraceback, WorkerError
 
 if TYPE_CHECKING:
     from tinygrad_llm.training.trainer import Trainer
@@ -130,8 +131,13 @@ class Fitting:
 
     def _step(self, bar: tqdm) -> None:
         began = time.perf_counter()
+        position = self.batches.state_dict() if self.folder is not None else None
         ids, targets = self._next_batch()
-        loss = self.trainer.step(ids, targets)
+        try:
+            loss = self.trainer.step(ids, targets)
+        except Exception as error:
+            self._save_what_is_whole(error, position)
+            raise
         seconds, tokens = time.perf_counter() - began, int(np.size(targets))
         self.losses.append(loss)
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
@@ -185,10 +191,20 @@ class Fitting:
         if self.folder is None or self.saved == step:
             return
         if stop or self.saved < 0 or self._is_due(step, self.options.checkpoint_every):
-            if self.metrics is not None:
-                self.metrics.sync()
-            self.folder.save(step, self.trainer.model.state_dict(), {**self._about_model(), "run": self._run_state()})
-            self.saved = step
+            self._save(step, self.folder)
+
+    def _save(self, step: int, folder: CheckpointFolder) -> None:
+        if self.metrics is not None:
+            self.metrics.sync()
+        folder.save(step, self.trainer.model.state_dict(), {**self._about_model(), "run": self._run_state()})
+        self.saved = step
+
+    def _save_what_is_whole(self, error: Exception, position: Any) -> None:
+        """A worker's end, or what was raised in one, is no fault of the weights: the run can go on from here."""
+        fine = error.whole if isinstance(error, WorkerError) else isinstance(error.__cause__, ChildTraceback)
+        if fine and self.folder is not None and self.saved != self.trainer.steps_done:
+            self.batches.load_state_dict(position)
+            self._save(self.trainer.steps_done, self.folder)
 
     def _is_due(self, step: int, every: int) -> bool:
         return step > 0 and (step % every == 0 or step >= self.options.steps)
@@ -200,7 +216,14 @@ class Fitting:
             raise TypeError(f"batches: got {type(self.batches).__name__} with a folder, expected a BatchLoader, whose "
                             "position can be saved")
         self._model = describe_model(self.trainer.model, self.options.tokenizer, self.options.about)
+        self._settle_workers()
         self._identity = identity(self.trainer, self.batches, self.options.evaluate_on, self._model)
+
+    def _settle_workers(self) -> None:
+        """Before the first step, as the number of workers belongs to the identity of the run."""
+        rows, dataset = getattr(self.batches, "batch_size", None), getattr(self.batches, "dataset", None)
+        if rows is not None:
+            self.trainer.settle_workers(rows, rows * getattr(dataset, "context_length", 1))
 
     def _begin(self, folder: CheckpointFolder) -> None:
         """Go on where the folder stands; an empty one gets the checkpoint of step 0, so a bad disk is known at once."""
@@ -211,6 +234,9 @@ class Fitting:
                              "expected an empty folder, or resume=True to go on with it")
         tensors, metadata, path = folder.latest()
         run = metadata.get("run") or {"identity": {}}
+        if self.trainer.automatic:  # here or on another machine: the bits are those of the number that began the run
+            self._identity["workers"] = run["identity"].get("workers")
+            self.trainer.workers = self._identity["workers"] or 1
         check_same_run(run["identity"], self._identity, path)
         restore(self.trainer, self.batches, tensors, run, metadata["step"])
         self.saved, self.evaluated, self.best = metadata["step"], run["evaluated"], run["best"]
@@ -226,6 +252,7 @@ class Fitting:
         return {"step": self.trainer.steps_done, **self._model, "evaluation": evaluation}
 
     def _run_state(self) -> dict[str, Any]:
+        self._identity["workers"] = None if self.trainer.workers == 1 else self.trainer.workers
         return {**training_state(self.trainer, self.batches), "identity": self._identity, "evaluated": self.evaluated,
                 "best": self.best}
 

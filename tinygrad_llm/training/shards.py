@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -23,7 +23,8 @@ class Part(NamedTuple):
 
 
 class Gradients(Protocol):
-    """The gradient of Σ weight · loss over parts, written into a flat buffer that it was made with."""
+    """The gradient of Σ weight · loss over parts, written into the flat buffer that it was made with; `present`, zeros
+    before, says which parameters have one. The places of those that have none are zeros too."""
 
     def __call__(self, parts: Sequence[Part]) -> list[float]:
         """The loss of each part; a loss that is not finite is the last, and leaves the gradient undefined."""
@@ -40,6 +41,11 @@ def split(ids: np.ndarray, targets: np.ndarray, count: int, whole: int) -> Itera
 def count_targets(targets: np.ndarray) -> int:
     """How many of them count."""
     return int(np.count_nonzero(targets != IGNORED))
+
+
+MakeGradients = Callable[[Any, Sequence[Parameter], Sequence[np.ndarray], np.ndarray], Gradients]
+"""(model, trained parameters, their places in the flat gradient, present) → Gradients. Each process makes its own; to be
+sent to one that starts afresh, it must be a class or a function of a module."""
 
 
 class EagerGradients:
@@ -108,22 +114,27 @@ class Worker:
     parameters    of the model, those of the optimizer first, as the layout of `flat` has them
     """
 
-    def __init__(self, rank: int, model: Module, parameters: Sequence[Parameter], flat: Flat, accumulate: int) -> None:
+    def __init__(
+        self, rank: int, model: Module, parameters: Sequence[Parameter], flat: Flat, accumulate: int, compute: MakeGradients
+    ) -> None:
         trained, places = parameters[: flat.layout.trained], range(flat.layout.trained)
         self.rank, self.flat, self.accumulate, self.parameters = rank, flat, accumulate, parameters
         self.modules, self.streams = list(model.modules()), Streams(model)
         self.present = flat.present()[rank]
         views = [flat.view(f"gradient {rank}", i) for i in places]
-        self.compute: Gradients = EagerGradients(model, trained, views, self.present)
+        self.compute = compute(model, trained, views, self.present)
 
     def modes(self) -> tuple[bytes, bytes]:
         """Which modules are in training mode and which parameters require a gradient, now."""
         return bytes(m.training for m in self.modules), bytes(p.requires_grad for p in self.parameters)
 
-    def gradients(self, shape: tuple[int, int], seeds: Sequence[int], modes: tuple[bytes, bytes]) -> list[tuple[float, float]]:
+    def gradients(
+        self, shape: tuple[int, ...], seeds: Sequence[int] | None, modes: tuple[bytes, bytes]
+    ) -> list[tuple[float, float]]:
         """(loss, weight) of each part of its rows; the gradient of their weighted sum is in its flat buffer."""
         self._follow(modes)
-        self.streams.start(seeds, self.rank)
+        if seeds is not None:
+            self.streams.start(seeds, self.rank)
         self.present.fill(0)
         parts = self._parts(*self.flat.batch(shape))
         losses = self.compute(parts) if parts else []

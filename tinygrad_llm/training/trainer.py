@@ -65,7 +65,7 @@ class Trainer:
             raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected AdamW with more than one worker")
         self.model: Any = model
         self.optimizer, self.schedule, self.grad_clip, self.accumulate = optimizer, schedule, grad_clip, accumulate
-        self.workers, self.start_method = workers, start_method
+        self.workers, self.automatic, self.start_method = workers, workers == "auto", start_method
         self._team: Team | None = None
         self.steps_done = 0
         self.lr = self.grad_norm = math.nan
@@ -115,8 +115,8 @@ class Trainer:
         folder             where the run is kept: checkpoints every `checkpoint_every` steps, the newest `keep` of them,
                            and the best by test loss; metrics.jsonl; loss.png. One process at a time
         resume             go on where the newest good checkpoint in folder stands, or start where there is none: the
-                           same bits as a run that was never stopped, if BLAS uses as many threads. False: a folder with
-                           a run in it is refused
+                           same bits as a run that was never stopped, if BLAS uses as many threads; "auto" stands for the
+                           number of workers that began it. False: a folder with a run in it is refused
         metrics            where the JSON lines go; None: folder/metrics.jsonl
         plot               draw folder/loss.png at the end
         progress           a bar on a terminal, and a line for each evaluation
@@ -125,6 +125,7 @@ class Trainer:
         Ctrl-C or SIGTERM ends it after the current step: everything is saved, then Interrupted (a KeyboardInterrupt)
         is raised; a second Ctrl-C does not wait. Raises FloatingPointError, naming the step, for a loss or gradient
         that is not finite, and saves nothing more; ValueError for a folder of another run, naming what differs.
+        A WorkerError, or what a model raises in a worker, ends it too, saved unless the error says that weights are half-way.
         """
         options = Options(steps, evaluate_on, eval_every, eval_tokens, tokenizer, folder, checkpoint_every, keep,
                           resume, metrics, plot, progress, about or {})
@@ -188,7 +189,6 @@ class Trainer:
         if self.workers == 1:
             return None
         _check_batch(self.model, ids, targets)
-        automatic = self.workers == "auto"
         if (count := self.settle_workers(len(ids), ids.size)) == 1:
             return None
         if self._team is None or self._team.closed or not self._team.fits(ids.size):
@@ -196,7 +196,7 @@ class Trainer:
             try:
                 self._team = Team(self.model, self.optimizer, count, ids.size, self.accumulate, self.start_method)
             except (WorkerError, OSError) as error:
-                if not automatic:
+                if not self.automatic:
                     raise
                 warnings.warn(f"training in one process: {error}", RuntimeWarning, stacklevel=3)
                 self.workers = 1

@@ -23,7 +23,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait  # imports util, whose function for exit must come after ours
 from typing import Any
@@ -34,7 +34,7 @@ from threadpoolctl import ThreadpoolController
 from tinygrad_llm.nn import Module, Parameter
 from tinygrad_llm.optim import AdamW
 from tinygrad_llm.training.flat import Flat, Layout, Lodging, clip_scale
-from tinygrad_llm.training.shards import Streams, Worker
+from tinygrad_llm.training.shards import EagerGradients, MakeGradients, Streams, Worker
 
 PATIENCE = 2.0  # seconds that a process has to end before it is killed
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -65,17 +65,20 @@ class Team:
 
     batch     how many ids a batch may have
     method    how processes are started: fork, spawn, forkserver; None: what Python does on this system
+    compute   makes what computes gradients, of (model, trained parameters, their flat gradients, present)
+
+    Alone (count 1) it is a flat optimizer: BLAS keeps its threads, and the generators run on as without a team.
 
     Raises WorkerError where a process cannot be started or has ended; then all have ended.
     """
 
     def __init__(
-        self, model: Module, optimizer: AdamW, count: int, batch: int, accumulate: int = 1, method: str | None = None
+        self, model: Module, optimizer: AdamW, count: int, batch: int, accumulate: int = 1, method: str | None = None,
+        compute: MakeGradients = EagerGradients,
     ) -> None:
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         known = {id(p) for p in trained}
         parameters: list[Any] = trained + [p for p in model.parameters() if id(p) not in known]
-        self.signature = _signature(model, optimizer)
         self.model, self.optimizer, self.step = model, optimizer, 0
         self.updating = self.closed = False
         layout = Layout(trained, parameters[len(trained) :], count, batch, any(g["amsgrad"] for g in optimizer.param_groups))
@@ -83,12 +86,13 @@ class Team:
         self.lodging = Lodging(optimizer, parameters, self.flat)
         self.lodging.enter()
         self.streams = Streams(model)
-        self.worker = Worker(0, model, parameters, self.flat, accumulate)
+        self.worker = Worker(0, model, parameters, self.flat, accumulate, compute)
         self.blas = ThreadpoolController().select(user_api="blas")
         self.children: list[Child] = []
+        self.signature = self._signature()
         _end_at_exit(self)
         try:
-            self._start(count, method, (model, parameters, self.flat, accumulate))
+            self._start(count, method, (model, parameters, self.flat, accumulate, compute))
         except BaseException:
             self.close()
             raise
@@ -108,7 +112,12 @@ class Team:
 
     def fits(self, size: int) -> bool:
         """Whether model and optimizer have the parameters that they had, and a batch of so many ids has room."""
-        return size <= self.flat.layout.batch and self.signature == _signature(self.model, self.optimizer)
+        return size <= self.flat.layout.batch and self.signature == self._signature()
+
+    def _signature(self) -> tuple[Any, ...]:
+        groups = [(group["amsgrad"], [id(p) for p in group["params"]]) for group in self.optimizer.param_groups]
+        alone = self.flat.layout.workers == 1
+        return groups, None if alone else [(id(p), p.shape, p.dtype) for p in self.model.parameters()]
 
     # A step ----------------------------------------------------------------------------------------------------------
 
@@ -119,7 +128,7 @@ class Team:
         self.lodging.enter()
         states = self.streams.states()
         try:
-            with self.blas.limit(limits=1):
+            with self.blas.limit(limits=1) if self.children else nullcontext():
                 yield
         except BaseException as error:
             if not self.updating:
@@ -135,6 +144,8 @@ class Team:
         """
         for room, values in zip(self.flat.batch(ids.shape), (ids, targets)):
             np.copyto(room, values)
+        if not self.children:
+            return self.worker.gradients(ids.shape, None, self.worker.modes())
         seeds, states = self.streams.draw(), self.streams.states()
         try:
             answers = self._all("gradients", ids.shape, seeds, self.worker.modes())
@@ -276,12 +287,6 @@ def _deferred(signals: set[signal.Signals]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _signature(model: Module, optimizer: AdamW) -> tuple[Any, ...]:
-    """What the layout of the memory depends on."""
-    groups = [(group["amsgrad"], [id(p) for p in group["params"]]) for group in optimizer.param_groups]
-    return groups, [(id(p), p.shape, p.dtype) for p in model.parameters()]
-
-
 def _reason(code: int | None) -> str:
     """What an exit code says."""
     if code is not None and code < 0:
@@ -295,7 +300,7 @@ def _reason(code: int | None) -> str:
 
 def _serve(
     rank: int, pipe: Connection, inherited: Sequence[Connection], errors: dict[str, Any], model: Any,
-    parameters: Sequence[Parameter] | None, flat: Flat, accumulate: int,
+    parameters: Sequence[Parameter] | None, flat: Flat, accumulate: int, compute: MakeGradients,
 ) -> None:
     """The life of a worker: commands, one after the other, until the pipe is closed or the main process is gone.
 
@@ -310,7 +315,7 @@ def _serve(
     with ThreadpoolController().limit(limits=1, user_api="blas"):
         if parameters is None:
             model, parameters = _with_values(model, flat)
-        worker = Worker(rank, model, parameters, flat, accumulate)
+        worker = Worker(rank, model, parameters, flat, accumulate, compute)
         try:
             pipe.send((None, None, ""))
             while (command := _next(pipe)) is not None:
