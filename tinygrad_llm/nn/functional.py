@@ -342,11 +342,21 @@ def linear_cross_entropy(
     input [in] or [N, in], linear_weight [C, in], linear_bias [C]; target and options as in cross_entropy. With weight,
     label_smoothing or probabilities as the target it is the two functions one after the other.
     """
-    x, t, ignored = as_operand(input), as_values(target), -100 if ignore_index is None else ignore_index
+    x, t = only_floats("linear_cross_entropy", input), as_values(target)
+    ignored = -100 if ignore_index is None else ignore_index
+    _check_linear("linear_cross_entropy", x, linear_weight, linear_bias)
     if weight is not None or label_smoothing or t.dtype.kind not in "iu" or x.ndim != 2 or linear_weight.ndim != 2:
         logits = linear(x, linear_weight, linear_bias)
         return cross_entropy(logits, target, weight, ignore_index=ignored, reduction=reduction, label_smoothing=label_smoothing)
     return apply(losses.linear_cross_entropy, x, linear_weight, t, linear_bias, ignore_index=ignored, reduction=reduction)
+
+
+def _check_linear(name: str, x: Any, weight: Any, bias: Any) -> None:
+    """What torch takes here is narrower than linear: one row or a matrix of them, a matrix of weights, a bias [C]."""
+    if x.ndim not in (1, 2) or weight.ndim != 2:
+        raise ShapeError(f"{name}: input, linear_weight: got shapes {x.shape} and {weight.shape}, expected 1 or 2 axes and 2")
+    if bias is not None and np.shape(bias) != weight.shape[:1]:
+        raise ShapeError(f"{name}: linear_bias: got shape {np.shape(bias)}, expected {weight.shape[:1]}")
 
 
 def _soft_cross_entropy(x: Any, target: Any, weight: Any, reduction: str, smoothing: float, classes: int) -> Tensor:
