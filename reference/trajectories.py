@@ -33,6 +33,7 @@ import numpy as np
 import torch
 
 from reference.equivalence import our_model, random_state, torch_model
+from reference.neighbours import one_ulp_away
 from tinygrad_llm.config import TransformerConfig
 from tinygrad_llm.policy import as_array
 
@@ -139,18 +140,6 @@ def markov_batches(
         tokens.append(follow[tokens[-1], rng.integers(4, size=(count + 1, batch))])
     text = np.stack(tokens, -1)
     return [(t[:, :-1], t[:, 1:]) for t in text[1:]], text[0, :, :-1]
-
-
-def one_ulp_away(weights: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
-    """Every weight at the next float32 number up or down, one value for tied names."""
-    rng = np.random.default_rng(seed + 1)
-    moved: dict[str, np.ndarray] = {}
-    for name, value in weights.items():
-        w = np.asarray(value, np.float32)
-        twin = next((n for n in moved if np.array_equal(weights[n], value)), None)
-        towards = np.where(rng.random(w.shape) < 0.5, -np.inf, np.inf).astype(np.float32)
-        moved[name] = moved[twin] if twin else np.nextafter(w, towards)
-    return moved
 
 
 @contextmanager
