@@ -14,10 +14,10 @@ DEV     := $(VENV)/.installed-dev
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint nightly wheel clean distclean
+.PHONY: help install demo test lint nightly bench-guard wheel clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(RUNTIME) ## train on real text, evaluate on unseen text, write a continuation, compare with PyTorch
 	$(ONE_THREAD) $(BIN)/tinygrad-llm train --preset demo --out $(RUN) $(if $(wildcard $(RUN)/*.safetensors),--resume)
@@ -35,6 +35,9 @@ lint: $(DEV) ## ruff, mypy, and the direction of imports
 
 nightly: $(DEV) ## every test with thousands of random examples each (hours)
 	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+bench-guard: $(DEV) ## fail where a step, an op or the tape has become slower beside its yardstick (ratios, half a minute)
+	$(ONE_THREAD) $(BIN)/python -m pytest benchmarks/guards --benchmark-columns=min,rounds -rP
 
 wheel: $(DEV) ## build the sdist and, from it, the wheel, into dist/
 	$(BIN)/python -m build --no-isolation

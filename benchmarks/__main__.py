@@ -1,21 +1,24 @@
-"""python -m benchmarks run | decode | ops | crossover | report"""
+"""python -m benchmarks run | decode | ops | crossover | scaling | report"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from benchmarks import machine, run
-from benchmarks.cases import find_cases, map_cases
-from benchmarks.micro import find_ops
+from benchmarks.cases import Case, find_cases, label, map_cases, scaling_cases
+from benchmarks.micro import Op, find_ops
 from benchmarks.process import WorkerError
+from benchmarks.report import read_records, write_report
 from benchmarks.sides import find_sides
 
 SIDES, PAIR = "numpy,torch-eager,torch-sdpa,torch-compile", "numpy,torch-sdpa"
+MAY_DIFFER = "grid", "activation", "ops", "d_model", "context", "batch", "axes", "minutes", "resume", "title"
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,6 +49,7 @@ def make_parser() -> Parser:
     _add_decode(commands.add_parser("decode", help="greedy decoding"))
     _add_ops(commands.add_parser("ops", help="single ops"))
     _add_crossover(commands.add_parser("crossover", help="who wins, over width × context × batch"))
+    _add_scaling(commands.add_parser("scaling", help="time over tokens and over layers, and the fitted exponents"))
     _add_report(commands.add_parser("report", help="Markdown and plots from the files of the others"))
     return parser
 
@@ -56,7 +60,10 @@ def _add_common(parser: Parser, command: Any, sides: str, rounds: int, seconds: 
     parser.add_argument("--rounds", type=_count, default=rounds, help="turns of each side (default: %(default)s)")
     parser.add_argument("--seconds", type=_positive, default=seconds, help="about how long a turn is (default: %(default)s)")
     parser.add_argument("--threads", type=_count, help="of each side (default: what its library takes)")
-    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="a new file")
+    parser.add_argument("--title", help="of its section in the report")
+    parser.add_argument("--minutes", type=_positive, default=float("inf"), help="begin nothing after so many; --resume goes on")
+    parser.add_argument("--resume", action="store_true", help="add to the file what it lacks")
+    parser.add_argument("--out", required=True, metavar="FILE.jsonl", help="a new file, unless --resume is given")
 
 
 def _add_run(parser: Parser) -> None:
@@ -84,6 +91,11 @@ def _add_crossover(parser: Parser) -> None:
     _add_common(parser, _crossover, PAIR, 3, 0.3)
 
 
+def _add_scaling(parser: Parser) -> None:
+    parser.add_argument("--axes", default="tokens,layers", help="(default: %(default)s)")
+    _add_common(parser, _scaling, PAIR, 5, 0.5)
+
+
 def _add_report(parser: Parser) -> None:
     parser.set_defaults(command=_report)
     parser.add_argument("files", nargs="+", metavar="FILE.jsonl")
@@ -93,27 +105,30 @@ def _add_report(parser: Parser) -> None:
 def _run(options: argparse.Namespace) -> None:
     cases = find_cases(options.grid.split(","), options.activation)
     plan = _plan(options, steps=options.steps)
-    _write(options, lambda sides: run.train(cases, sides, plan))
+    _write(options, cases, lambda left, sides: run.train(left, sides, plan))
 
 
 def _decode(options: argparse.Namespace) -> None:
     cases = find_cases(options.grid.split(","))
-    _write(options, lambda sides: run.decode(cases, sides, _plan(options), options.tokens))
+    _write(options, cases, lambda left, sides: run.decode(left, sides, _plan(options), options.tokens))
 
 
 def _ops(options: argparse.Namespace) -> None:
     ops = find_ops([name for name in options.ops.split(",") if name])
-    _write(options, lambda sides: run.single_ops(ops, sides, _plan(options)))
+    _write(options, ops, lambda left, sides: run.single_ops(left, sides, _plan(options)))
 
 
 def _crossover(options: argparse.Namespace) -> None:
     cases = map_cases(options.d_model, options.context, options.batch)
-    _write(options, lambda sides: run.crossover(cases, sides, _plan(options)))
+    _write(options, cases, lambda left, sides: run.crossover(left, sides, _plan(options)))
+
+
+def _scaling(options: argparse.Namespace) -> None:
+    cases = scaling_cases(options.axes.split(","))
+    _write(options, cases, lambda left, sides: run.crossover(left, sides, _plan(options)))
 
 
 def _report(options: argparse.Namespace) -> None:
-    from benchmarks.report import read_records, write_report
-
     write_report(read_records(options.files), Path(options.out))
 
 
@@ -121,29 +136,71 @@ def _plan(options: argparse.Namespace, **more: Any) -> run.Plan:
     return run.Plan(rounds=options.rounds, seconds=options.seconds, threads=options.threads, **more)
 
 
-def _write(options: argparse.Namespace, records: Any) -> None:
-    """One line a record, as it comes: what was measured before an error or Ctrl-C stays."""
+def _write(options: argparse.Namespace, units: Sequence[Any], records: Callable[[list[Any], Any], Iterator[Any]]) -> None:
+    """The lines of a unit (a case, an op) at once when it is done: what was measured before an error or Ctrl-C stays."""
     sides, out = find_sides(options.sides.split(",")), Path(options.out)
-    if out.exists():
-        raise ValueError(f"out: got {options.out!r}, which is there already, expected a new file")
-    with out.open("w", encoding="utf-8") as file:
-        for record in _framed(options, records(sides)):
-            file.write(json.dumps(record) + "\n")
+    if out.exists() and not options.resume:
+        raise ValueError(f"out: got {options.out!r}, which is there already, expected a new file (or --resume)")
+    head = _head(options)
+    done = _done(out, head) if out.exists() else set()
+    left = [unit for unit in units if _unit(unit) not in done]
+    with out.open("a", encoding="utf-8") as file:
+        for lines in _together(_framed(head, records(left, sides), len(left), options.minutes) if left else ()):
+            file.write("".join(json.dumps(record) + "\n" for record in lines))
             file.flush()
-            print(_told(record), file=sys.stderr)
 
 
-def _framed(options: argparse.Namespace, records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    asked = {name: value for name, value in vars(options).items() if name not in ("command", "out")}
-    yield {"kind": "machine", "asked": asked, "run": options.command.__name__.strip("_"), "load": machine.load(),
-           **machine.describe()}
-    yield from records
+def _head(options: argparse.Namespace) -> dict[str, Any]:
+    asked = {name: value for name, value in vars(options).items() if name not in ("command", "out", "resume", "minutes")}
+    return {"kind": "machine", "asked": asked, "run": options.command.__name__.strip("_"), "load": machine.load(),
+            **machine.describe()}
+
+
+def _done(out: Path, head: dict[str, Any]) -> set[str]:
+    """The units that the file has. Raises ValueError where it was measured otherwise than is asked now."""
+    (records,) = read_records([str(out)])
+    for name, now, before in [(name, head[name], records[0][name]) for name in ("run", "cpu", "cores")] + [
+        (name, value, records[0]["asked"].get(name)) for name, value in head["asked"].items() if name not in MAY_DIFFER
+    ]:
+        if now != before:
+            raise ValueError(f"resume: got {name} {now!r}, expected {before!r} as in {out.name}")
+    return {record["unit"] for record in records if record["kind"] == "done"}
+
+
+def _unit(unit: Case | Op) -> str:
+    return unit.name if isinstance(unit, Op) else label(unit.to_dict())
+
+
+def _framed(
+    head: dict[str, Any], records: Iterator[dict[str, Any]], units: int, minutes: float
+) -> Iterator[dict[str, Any]]:
+    """Between the machine and the end; without an end where time was up before the last unit."""
+    stop = time.monotonic() + 60 * minutes
+    yield head
+    for record in records:
+        yield record
+        if record["kind"] == "done":
+            units -= 1
+            if units and time.monotonic() > stop:
+                return
     yield {"kind": "end", "load": machine.load()}
+
+
+def _together(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The records up to each that ends something."""
+    lines = []
+    for record in records:
+        print(_told(record), file=sys.stderr)
+        lines.append(record)
+        if record["kind"] in ("machine", "gemm", "done", "end"):
+            yield lines
+            lines = []
 
 
 def _told(record: dict[str, Any]) -> str:
     where = record.get("name") or record.get("case", {}).get("name", "")
     who = record.get("side") or record.get("against") or record.get("library", "")
+    where = where or record.get("unit", "")
     value = record.get("why") or record.get("why_not") or record.get("gflops") or record.get("median") or ""
     return f"{record['kind']:8} {where} {who} {value if isinstance(value, str) else format(value, '.4g')}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,11 @@ class Case:
         return dataclasses.asdict(self)
 
 
+def label(case: Mapping[str, Any]) -> str:
+    """The name of a case in a record, with the activation where it is not relu."""
+    return case["name"] + f" {case['activation']}" * (case["activation"] != "relu")
+
+
 GRID = {case.name: case for case in (
     Case("toy", 2, 4, 8, 2, 1, 11, about="tests of the harness"),
     Case("S0", 2, 8, 32, 4, 2, 16, about="toy: cost of a call"),
@@ -77,3 +82,20 @@ def map_cases(widths: Sequence[int], contexts: Sequence[int], batches: Sequence[
         Case(f"d{d}-T{t}-B{b}", b, t, d, max(1, d // 32), 2, 256, about="crossover")
         for d, t, b in itertools.product(widths, contexts, batches)
     ]
+
+
+def scaling_cases(axes: Sequence[str]) -> list[Case]:
+    """1, 2, 4, 8 and 16 times the tokens (sequences of 128), and as many layers: d = 256, all else the same.
+
+    Raises ValueError for another axis.
+    """
+    for axis in axes:
+        if axis not in SCALING:
+            raise ValueError(f"axes: got {axis!r}, expected some of {', '.join(SCALING)}")
+    return [SCALING[axis](times) for axis in axes for times in (1, 2, 4, 8, 16)]
+
+
+SCALING = {
+    "tokens": lambda times: Case(f"{128 * times} tokens", times, 128, 256, 4, 4, 65, about="tokens"),
+    "layers": lambda times: Case(f"{times} layers", 4, 128, 256, 4, times, 65, about="layers"),
+}

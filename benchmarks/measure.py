@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from tinygrad_llm.policy import compare_float32
 
 T = TypeVar("T")
 SAME_WORK = 1e-4  # largest |x − truth| / (1 + |truth|) that rounding explains
+STUDENT = 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306  # 97.5 % quantiles of t for 1, 2, ... degrees of freedom
 PAUSE = 0.1  # seconds between turns: until BLAS threads, which wait in a loop for more work, have gone to sleep
 
 
@@ -35,6 +36,27 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 def fitting_count(seconds_each: float, target: float, most: int) -> int:
     """How many of that duration make up the target, seconds; at least 1, at most `most`."""
     return min(most, max(1, math.ceil(target / max(seconds_each, 1e-9))))
+
+
+class Power(NamedTuple):
+    """y = scale · x^exponent; the exponent is known to ± half_width with a confidence of 95 %."""
+
+    scale: float
+    exponent: float
+    half_width: float
+
+
+def fit_power(x: Sequence[float], y: Sequence[float]) -> Power | None:
+    """Least squares on logarithms, with Student's t; None for fewer than three points."""
+    if len(x) < 3:
+        return None
+    u, v = np.log(x), np.log(y)
+    spread = np.sum((u - u.mean()) ** 2)
+    exponent = np.sum((u - u.mean()) * (v - v.mean())) / spread
+    scale = v.mean() - exponent * u.mean()
+    free = len(x) - 2
+    error = np.sqrt(np.sum((v - scale - exponent * u) ** 2) / free / spread)
+    return Power(float(np.exp(scale)), float(exponent), STUDENT[min(free, len(STUDENT)) - 1] * float(error))
 
 
 def disagreement(ours: Sequence[float], theirs: Sequence[float], truth: Sequence[float]) -> str | None:

@@ -11,6 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from benchmarks.cases import label
+from benchmarks.measure import fit_power
+from benchmarks.report import exponent, sizes
+
 Record = dict[str, Any]
 STYLE: dict[Any, Any] = {"svg.hashsalt": "tinygrad_llm", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
@@ -28,13 +32,13 @@ def _training(records: Sequence[Record]) -> list[tuple[str, str, Figure]]:
     runs = [r for r in records if r["kind"] == "train" and r.get("peak_mb")]
     found = []
     if ratios:
-        figure, axes = _figure("time of torch / time of ours; above 1 we are faster")
-        _bars(axes, ratios, "against", lambda r: r["median"], lambda r: (r["low"], r["high"]))
+        figure, axes = _figure("time of the other / time of ours; above 1 we are faster")
+        _bars(axes, ratios, _pair, lambda r: r["median"], lambda r: (r["low"], r["high"]))
         axes.axhline(1.0, color="black", linewidth=0.8)
-        found.append(("training-ratio", "Time of a training step, torch / ours", figure))
+        found.append(("training-ratio", "Time of a training step, the other side / ours", figure))
     if runs:
         figure, axes = _figure("peak memory of the process tree, MB")
-        _bars(axes, runs, "side", lambda r: r["peak_mb"], None)
+        _bars(axes, runs, lambda r: r["side"], lambda r: r["peak_mb"], None)
         found.append(("training-memory", "Peak memory of training", figure))
     return found
 
@@ -48,8 +52,35 @@ def _crossover(records: Sequence[Record]) -> list[tuple[str, str, Figure]]:
     return found
 
 
+def _scaling(records: Sequence[Record]) -> list[tuple[str, str, Figure]]:
+    runs = [r for r in records if r["kind"] == "train"]
+    if not runs:
+        return []
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    for i, axis in enumerate(("tokens", "layers")):
+        axes = figure.add_subplot(1, 2, i + 1)
+        for side in dict.fromkeys(r["side"] for r in runs):
+            _power(axes, sizes(runs, axis, side), side)
+        axes.set(xlabel=f"{axis} (log)", ylabel="" if i else "seconds a step (log)", xscale="log", yscale="log")
+        axes.legend(frameon=False, fontsize=8, title="exponent", title_fontsize=8)
+    return [("scaling", "Time of a training step over tokens and over layers, with fitted powers", figure)]
+
+
+def _power(axes: Axes, points: Sequence[tuple[float, float]], side: str) -> None:
+    """The points, and the power law through them."""
+    if not points:
+        return
+    x, y = zip(*points)
+    fit = fit_power(x, y)
+    (drawn,) = axes.plot(x, y, "o", markersize=4, label=f"{side}: {exponent(points)}")
+    if fit:
+        axes.plot(x, [fit.scale * at**fit.exponent for at in x], color=drawn.get_color(), linewidth=1)
+    axes.set_xticks(x, [f"{at:,}" for at in x])
+    axes.minorticks_off()
+
+
 PLOTS: dict[str, Callable[[Sequence[Record]], list[tuple[str, str, Figure]]]] = {
-    "run": _training, "crossover": _crossover,
+    "run": _training, "crossover": _crossover, "scaling": _scaling,
 }
 
 
@@ -87,22 +118,26 @@ def _figure(label: str) -> tuple[Figure, Axes]:
 
 
 def _bars(
-    axes: Axes, records: Sequence[Record], by: str, height: Callable[[Record], float],
+    axes: Axes, records: Sequence[Record], by: Callable[[Record], str], height: Callable[[Record], float],
     ends: Callable[[Record], tuple[float, float]] | None,
 ) -> None:
     """Groups of bars: a group for each case, a colour for each value of `by`, a thin line from end to end."""
     cases, kinds = (list(dict.fromkeys(values)) for values in
-                    ((r["case"]["name"] for r in records), (r[by] for r in records)))
+                    ((label(r["case"]) for r in records), map(by, records)))
     width = 0.8 / len(kinds)
     for i, kind in enumerate(kinds):
-        mine = [r for r in records if r[by] == kind]
-        at = [cases.index(r["case"]["name"]) + (i - (len(kinds) - 1) / 2) * width for r in mine]
+        mine = [r for r in records if by(r) == kind]
+        at = [cases.index(label(r["case"])) + (i - (len(kinds) - 1) / 2) * width for r in mine]
         axes.bar(at, [height(r) for r in mine], width * 0.95, label=kind)
         if ends is not None:
             low, high = zip(*map(ends, mine))
             axes.vlines(at, low, high, color="black", linewidth=0.8)
     axes.set_xticks(range(len(cases)), cases)
     axes.legend(frameon=False, fontsize=8)
+
+
+def _pair(r: Record) -> str:
+    return f"{r['against']} / {r['ours']}"
 
 
 def _saved(figure: Figure, path: Path) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import GRID
+from benchmarks.cases import GRID, label
+from benchmarks.measure import fit_power
 from benchmarks.sides import SIDES
 
 Record = dict[str, Any]
@@ -43,8 +45,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _sections(records: list[Record], folder: Path, number: int) -> list[str]:
-    parts = SECTIONS[records[0]["run"]](records)
-    return [*parts[:1], _machine(records), *parts[1:], *_figures(records, folder, number)]
+    heading, *parts = SECTIONS[records[0]["run"]](records)
+    title = records[0]["asked"].get("title")
+    return [f"## {title}\n" if title else heading, _machine(records), *parts, *_figures(records, folder, number)]
 
 
 def _training(records: list[Record]) -> list[str]:
@@ -88,11 +91,14 @@ def _ops(records: list[Record]) -> list[str]:
 
 def _crossover(records: list[Record]) -> list[str]:
     ratios = _of(records, "ratio")
+    if not ratios:
+        return ["## Crossover\n"]
     widths, contexts, batches = (sorted({r["case"][key] for r in ratios}) for key in ("d_model", "context", "batch"))
     parts = ["## Crossover\n", "Training steps of two layers, 256 tokens in the vocabulary, heads of 32 features.\n"]
     for ours, against in dict.fromkeys((r["ours"], r["against"]) for r in ratios):
         cells = {(r["case"]["d_model"], r["case"]["context"], r["case"]["batch"]): r
                  for r in ratios if (r["ours"], r["against"]) == (ours, against)}
+        parts.append(_wins(ours, against, list(cells.values())))
         for b in batches:
             head = (f"{against} / {ours}, B = {b}", *(f"T = {t}" for t in contexts))
             rows = ([f"d = {d}", *(_verdict(cells.get((d, t, b)), spread=False) for t in contexts)] for d in widths)
@@ -100,7 +106,43 @@ def _crossover(records: list[Record]) -> list[str]:
     return parts
 
 
-SECTIONS = {"run": _training, "decode": _decoding, "ops": _ops, "crossover": _crossover}
+def _wins(ours: str, against: str, cells: Sequence[Record]) -> str:
+    values = sorted(r["median"] for r in cells if r["agree"])
+    if not values:
+        return ""
+    won = sum(value > 1 for value in values)
+    return (f"{ours} is faster than {against} in {won} of {len(values)} cells; {against} / {ours} from {_short(values[0])} to "
+            f"{_short(values[-1])}, {_short(statistics.geometric_mean(values))} in the geometric mean.\n")
+
+
+def _scaling(records: list[Record]) -> list[str]:
+    runs = _of(records, "train")
+    sides, cases = (list(dict.fromkeys(values)) for values in ((r["side"] for r in runs), (_label(r) for r in runs)))
+    cells = {(_label(r), r["side"]): r for r in runs}
+    note = ("Training steps, d = 256, 4 heads, sequences of 128; 4 layers where the tokens grow, 4 sequences where the layers "
+            "do. An exponent of 1 is a time proportional to the size; ± is the 95 % interval of the fit to the medians.\n")
+    times = ([case, *(_spread(cells[case, side], 1e3) if (case, side) in cells else "–" for side in sides)] for case in cases)
+    return ["## Scaling\n", note, table(("ms a step", *sides), times), _exponents(runs, sides), _ratio_table(records)]
+
+
+def _exponents(runs: Sequence[Record], sides: Sequence[str]) -> str:
+    rows = ([f"time over {axis}", *(exponent(sizes(runs, axis, side)) for side in sides)] for axis in ("tokens", "layers"))
+    return table(("exponent", *sides), rows)
+
+
+def sizes(runs: Sequence[Record], axis: str, side: str) -> list[tuple[float, float]]:
+    """(tokens or layers, median seconds) of a side where that axis grows."""
+    mine = [r for r in runs if r["case"]["about"] == axis and r["side"] == side]
+    return sorted((r["tokens"] if axis == "tokens" else r["case"]["n_layers"], r["median"]) for r in mine)
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> str:
+    """The fitted power and its uncertainty."""
+    fit = fit_power(*zip(*points)) if points else None
+    return f"{fit.exponent:.2f} ± {fit.half_width:.2f}" if fit else "–"
+
+
+SECTIONS = {"run": _training, "decode": _decoding, "ops": _ops, "crossover": _crossover, "scaling": _scaling}
 
 
 def _machine(records: list[Record]) -> str:
@@ -109,9 +151,15 @@ def _machine(records: list[Record]) -> str:
     loads = [r[key] for r in records for key in ("load", "load_before", "load_after") if r.get(key) is not None]
     libraries = "; ".join(f"{about}, {threads} threads" for about, threads in engines.items())
     lines = [f"{m['cpu']}, {m['cores']} cores, {m['memory_gb']} GB, {m['system']}, Python {m['python']}. {libraries}. "
-             f"{_environment(m)}. {m['date']}, commit {m['commit']}, {m['asked']['rounds']} rounds.",
+             f"{_environment(m)}. {_when(_of(records, 'machine'))}, {m['asked']['rounds']} rounds.",
              _load(loads), *([_bystanders(busy, m["cores"])] if busy else [])]
     return "\n".join(filter(None, lines)) + "\n"
+
+
+def _when(machines: Sequence[Record]) -> str:
+    """Of a run and those that went on with it."""
+    dates, commits = (list(dict.fromkeys(m[key] for m in machines)) for key in ("date", "commit"))
+    return f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit {', '.join(map(str, commits))}"
 
 
 def _environment(m: Record) -> str:
@@ -143,14 +191,16 @@ def _case_table(runs: Sequence[Record]) -> str:
 
 
 def _ratio_table(records: list[Record]) -> str:
+    """A row a case; where more than one side is ours, a row a case and side."""
     ratios = _of(records, "ratio")
+    ours, against = (list(dict.fromkeys(r[key] for r in ratios)) for key in ("ours", "against"))
     if not ratios:
         return ""
-    pairs = list(dict.fromkeys((r["against"], r["ours"]) for r in ratios))
-    cells = {(_label(r), r["against"], r["ours"]): r for r in ratios}
-    rows = ([name, *(_verdict(cells.get((name, *pair))) for pair in pairs)]
-            for name in dict.fromkeys(_label(r) for r in ratios))
-    return table(("case", *(f"{against} / {ours}" for against, ours in pairs)), rows)
+    cells, several = {(_label(r), r["ours"], r["against"]): r for r in ratios}, len(ours) > 1
+    rows = ([name, *([one] if several else []), *(_verdict(cells.get((name, one, other))) for other in against)]
+            for name, one in dict.fromkeys((_label(r), r["ours"]) for r in ratios))
+    head = ("case", *(["ours"] if several else []), *(f"{other} / {'ours' if several else ours[0]}" for other in against))
+    return table(head, rows)
 
 
 def _peak_table(records: list[Record], peaks: dict[str, float]) -> str:
@@ -203,8 +253,7 @@ def _rate(r: Record | None) -> str:
 
 
 def _label(r: Record) -> str:
-    case = r.get("case")
-    return "" if case is None else case["name"] + f" {case['activation']}" * (case["activation"] != "relu")
+    return label(r["case"]) if "case" in r else ""
 
 
 def _spread(r: Record, factor: float = 1.0) -> str:

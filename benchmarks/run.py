@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks import machine
-from benchmarks.cases import Case
+from benchmarks.cases import Case, label
 from benchmarks.inputs import draw_prompt
 from benchmarks.measure import disagreement, fitting_count, interleave, ratio_record, summary
 from benchmarks.micro import Op
@@ -40,27 +40,35 @@ class Plan:
     seed: int = 0
 
 
+class Turns(NamedTuple):
+    """What is left to judge when the turns of a case are over; the steps began with the so many-th."""
+
+    pairs: list[tuple[str, str]]
+    seconds: dict[str, list[float]]
+    losses: dict[str, list[float]]
+    first: int
+
+
 def train(cases: Sequence[Case], sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
     """Training steps of each case, all sides in turns, in fresh processes; and the peak of the matrix products."""
     yield from _peaks(sides, plan)
     for case in cases:
-        with Workers(sides, plan.threads) as workers:
-            yield from _until_it_fails(_train_case(case, workers, plan, memory=True), "train", case)
+        yield from _unit(_train_alone(case, sides, plan), "train", case)
     yield from _peaks(sides, plan)
 
 
 def crossover(cases: Sequence[Case], sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
-    """The same over a map of cases, in the same processes, so without memory."""
+    """The same over many cases, in the same processes, so without memory."""
     with Workers(sides, plan.threads) as workers:
         for case in cases:
-            yield from _until_it_fails(_train_case(case, workers, plan, memory=False), "train", case)
+            yield from _unit(_train_beside(case, workers, plan), "train", case)
 
 
 def decode(cases: Sequence[Case], sides: Sequence[Side], plan: Plan, tokens: int) -> Iterator[Record]:
     """Greedy decoding after a prompt of PROMPT tokens; agreement is equality of the tokens."""
     for case in cases:
         with Workers(sides, plan.threads) as workers:
-            yield from _until_it_fails(_decode_case(case, workers, plan, tokens), "decode", case)
+            yield from _unit(_decode_case(case, workers, plan, tokens), "decode", case)
 
 
 def single_ops(ops: Sequence[Op], sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
@@ -69,20 +77,31 @@ def single_ops(ops: Sequence[Op], sides: Sequence[Side], plan: Plan) -> Iterator
         yield from _absent(workers, "op", name="all ops")
         for op in ops:
             yield from _op(op, workers, plan)
+            yield {"kind": "done", "unit": op.name}
 
 
 # Training -------------------------------------------------------------------------------------------------------------
 
 
-def _train_case(case: Case, workers: Workers, plan: Plan, memory: bool) -> Iterator[Record]:
+def _train_alone(case: Case, sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
+    """The sides are gone when float64 begins: at GPT-2's size there is no room for both."""
+    with Workers(sides, plan.threads) as workers:
+        turns = yield from _train_case(case, workers, plan, memory=True)
+    yield from _train_ratios(case, plan, turns)
+
+
+def _train_beside(case: Case, workers: Workers, plan: Plan) -> Iterator[Record]:
+    turns = yield from _train_case(case, workers, plan, memory=False)
+    yield from _train_ratios(case, plan, turns)
+
+
+def _train_case(case: Case, workers: Workers, plan: Plan, memory: bool) -> Generator[Record, None, Turns]:
     workers.each("build", case=case.to_dict(), seed=plan.seed)
     workers.each("train", first=0, count=plan.warmup)
     once = workers.each("train", first=plan.warmup, count=1)
     first = plan.warmup + 1
     yield from _absent(workers, "train", case=case.to_dict())
-    if not workers:
-        return
-    slowest = max(answer["seconds"] for answer in once.values())
+    slowest = max((answer["seconds"] for answer in once.values()), default=1.0)
     count = plan.steps or fitting_count(slowest, plan.seconds, TURN_STEPS)
     turns, busy = _turns(workers, plan.rounds, lambda i: {"do": "train", "first": first + i * count, "count": count})
     seconds = {name: [turn["seconds"] / count for turn in turns[name]] for name in turns}
@@ -90,19 +109,16 @@ def _train_case(case: Case, workers: Workers, plan: Plan, memory: bool) -> Itera
     for name in turns:
         took = {"case": case.to_dict(), "flops": case.flops, "steps": count, "losses": losses[name]}
         yield _timed("train", workers[name], seconds[name], memory, busy, **took, tokens=case.tokens)
-    yield from _train_ratios(case, workers, plan, seconds, losses, first)
+    return Turns(_pairs(workers), seconds, losses, first)
 
 
-def _train_ratios(
-    case: Case, workers: Workers, plan: Plan, seconds: dict[str, list[float]], losses: dict[str, list[float]], first: int
-) -> Iterator[Record]:
-    pairs = _pairs(workers)
-    if not pairs:
+def _train_ratios(case: Case, plan: Plan, turns: Turns) -> Iterator[Record]:
+    if not turns.pairs:
         return
-    truth = _true_losses(case, plan, first, len(next(iter(losses.values()))))
-    for ours, theirs in pairs:
-        why_not = disagreement(losses[ours], losses[theirs], truth)
-        yield ratio_record(ours, theirs, seconds, why_not, what="train", case=case.to_dict())
+    truth = _true_losses(case, plan, turns.first, len(next(iter(turns.losses.values()))))
+    for ours, theirs in turns.pairs:
+        why_not = disagreement(turns.losses[ours], turns.losses[theirs], truth)
+        yield ratio_record(ours, theirs, turns.seconds, why_not, what="train", case=case.to_dict())
 
 
 def _true_losses(case: Case, plan: Plan, first: int, count: int) -> list[float]:
@@ -166,11 +182,21 @@ def _peaks(sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
     for side in {side.library: side for side in reversed(sides)}.values() if GEMM_SIZES else ():
         try:
             with Worker(side, plan.threads) as worker:
-                sizes = {n: worker.ask("gemm", size=n, at_least=GEMM_SECONDS)["gflops"] for n in GEMM_SIZES}
+                sizes = _product_rates(worker)
                 yield {"kind": "gemm", "library": side.library, "gflops": max(sizes.values()), "sizes": sizes,
                        "load": machine.load(), **_who(worker)}
         except WorkerError as error:
             yield {"kind": "absent", "what": "gemm", "side": side.name, "why": str(error).partition(": ")[2]}
+
+
+def _product_rates(worker: Worker) -> dict[int, float]:
+    """size → GFLOP/s; nothing larger than the first size that takes long, for a slow library would take minutes."""
+    rates: dict[int, float] = {}
+    for n in GEMM_SIZES:
+        rates[n] = worker.ask("gemm", size=n, at_least=GEMM_SECONDS)["gflops"]
+        if 2e-9 * n**3 / rates[n] > GEMM_SECONDS:
+            break
+    return rates
 
 
 def _turns(
@@ -195,13 +221,14 @@ def _timed(
             "seconds": list(seconds), **summary(seconds), **busy, **peak}
 
 
-def _until_it_fails(records: Iterator[Record], what: str, case: Case) -> Iterator[Record]:
-    """The records; where a side fails in the middle of its turns, that is the last of this case."""
+def _unit(records: Iterator[Record], what: str, case: Case) -> Iterator[Record]:
+    """The records of a case, and that it is done; where a side fails in the middle of its turns, that is the last."""
     try:
         yield from records
     except WorkerError as error:
         side, _, why = str(error).partition(": ")
         yield {"kind": "absent", "what": what, "case": case.to_dict(), "side": side, "why": why}
+    yield {"kind": "done", "unit": label(case.to_dict())}
 
 
 def _who(worker: Worker) -> dict[str, Any]:

@@ -5,13 +5,17 @@ import importlib.util
 import json
 import os
 import textwrap
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import machine, measure, run, sides
 from benchmarks.__main__ import main
-from benchmarks.cases import GRID, find_cases
+from benchmarks.cases import GRID, find_cases, scaling_cases
+from benchmarks.guards import test_ratios as guard
+from benchmarks.guards.pairs import PAIRS, Pair
 from benchmarks.inputs import draw_batches, draw_state
 from benchmarks.micro import BOTH, FORWARD, find_ops
 from benchmarks.process import Worker, WorkerError
@@ -100,6 +104,18 @@ def test_a_ratio_of_sides_that_disagree_is_refused():
     assert [record[key] for key in ("rounds", "median", "low", "high", "best")] == [None] * 5
 
 
+def test_a_power_law_is_found_with_its_uncertainty():
+    x = [1.0, 2.0, 4.0, 8.0, 16.0]
+    exact = measure.fit_power(x, [3.0 * at**1.5 for at in x])
+    assert exact.exponent == pytest.approx(1.5)
+    assert exact.scale == pytest.approx(3.0)
+    assert exact.half_width == pytest.approx(0.0, abs=1e-6)
+    rng = np.random.default_rng(0)
+    fits = [measure.fit_power(x, np.array(x) * np.exp(0.1 * rng.standard_normal(5))) for _ in range(2000)]
+    assert np.mean([abs(fit.exponent - 1) < fit.half_width for fit in fits]) == pytest.approx(0.95, abs=0.02)
+    assert measure.fit_power([1.0, 2.0], [1.0, 2.0]) is None
+
+
 def test_flops_are_those_of_the_products_in_a_step():
     n, d, layer_products = TOY.tokens, TOY.d_model, [(1, 3), (1, 1), (1, 4), (4, 1)]
     forward = TOY.n_layers * sum(2 * n * into * d * out * d for into, out in layer_products) + 2 * n * d * TOY.vocab
@@ -134,7 +150,7 @@ def test_two_equal_sides_give_times_memory_and_a_ratio(other, monkeypatch):
     monkeypatch.setattr(run, "GEMM_SIZES", (16,))
     monkeypatch.setattr(run, "GEMM_SECONDS", 0.01)
     records = list(run.train([TOY], [sides.SIDES["numpy"], other("twin")], QUICK))
-    assert [r["kind"] for r in records] == ["gemm", "train", "train", "ratio", "gemm"]
+    assert [r["kind"] for r in records] == ["gemm", "train", "train", "ratio", "done", "gemm"]
     ours, theirs = of(records, "train")
     assert ours["losses"] == theirs["losses"]
     assert len(ours["losses"]) == 4
@@ -170,6 +186,41 @@ def test_ours_and_torch_agree_end_to_end(tmp_path):
     text = report.read_text(encoding="utf-8")
     assert "torch-sdpa / numpy" in text
     assert "refused" not in text
+
+
+def test_a_run_goes_on_where_it_was_left(tmp_path, capsys):
+    out = str(tmp_path / "run.jsonl")
+    common = ["--sides", "numpy", "--rounds", "1", "--seconds", "0.01", "--threads", "1", "--out", out]
+    cells = ["crossover", "--d-model", "8,16", "--context", "4", "--batch", "1,2", *common]
+    assert main([*cells, "--minutes", "1e-9"]) == 0
+    lines = [json.loads(line) for line in Path(out).read_text().splitlines()]
+    assert [r["kind"] for r in lines] == ["machine", "train", "done"], "time was up after the first"
+    assert main([*cells, "--resume"]) == 0
+    assert main([*cells, "--resume"]) == 0
+    lines = [json.loads(line) for line in Path(out).read_text().splitlines()]
+    assert [r["unit"] for r in of(lines, "done")] == ["d8-T4-B1", "d8-T4-B2", "d16-T4-B1", "d16-T4-B2"]
+    assert [r["kind"] for r in lines].count("machine") == 2
+    assert lines[-1]["kind"] == "end"
+    assert main([*cells, "--resume", "--rounds", "2"]) == 2
+    assert "resume: got rounds 2, expected 1 as in run.jsonl" in capsys.readouterr().err
+
+
+def test_each_of_ours_is_compared_with_all_others(other, tmp_path):
+    records = list(run.train([TOY], [other("fast", ours=True), sides.SIDES["numpy"], other("twin")], QUICK))
+    assert [(r["ours"], r["against"]) for r in of(records, "ratio")] == [
+        ("fast", "numpy"), ("fast", "twin"), ("numpy", "twin")
+    ]
+    text = rendered(tmp_path, [head("run"), *records, {"kind": "end"}])
+    assert "| case | ours | numpy / ours | twin / ours |" in text
+    assert "| toy | numpy | – | " in text
+
+
+def test_sides_are_gone_when_float64_judges(other, monkeypatch):
+    closed = []
+    monkeypatch.setattr(run.Workers, "close", lambda self, close=run.Workers.close: (close(self), closed.append(1)))
+    monkeypatch.setattr(run, "_true_losses", lambda *_: closed.append("truth") or [2.0] * 4)
+    list(run.train([TOY], [sides.SIDES["numpy"], other("twin")], QUICK))
+    assert closed == [1, "truth"], "two models and a third in float64 need not have room beside each other"
 
 
 @needs_torch
@@ -375,6 +426,29 @@ def test_each_run_of_a_report_has_plots_of_its_own(tmp_path):
     assert f"figures/{other.name}" in text
 
 
+def test_scaling_has_its_exponents_and_a_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    sizes = [(case, case.tokens if case.about == "tokens" else case.n_layers) for case in scaling_cases(["tokens", "layers"])]
+    runs = [timed("train", "numpy", 0.01 * n**0.9, case=case.to_dict(), tokens=case.tokens) for case, n in sizes]
+    text = rendered(tmp_path, [head("scaling"), *runs, {"kind": "end"}])
+    assert "| time over tokens | 0.90 ± 0.00 |" in text
+    assert "| time over layers | 0.90 ± 0.00 |" in text
+    assert len(list((tmp_path / "figures").glob("scaling-*.svg"))) == 1
+
+
+def test_gelu_is_a_row_and_a_bar_of_its_own(tmp_path):
+    gelu = dataclasses.replace(TOY, activation="gelu")
+    records = [r for case in (TOY, gelu) for r in (timed("train", "numpy", 0.02, case=case.to_dict()), ratio(2.0, case))]
+    text = rendered(tmp_path, [head("run"), *records, {"kind": "end"}])
+    assert "| toy gelu | numpy | 20 " in text
+    assert "| toy gelu | 2 (1–3); 2.5 |" in text
+
+
+def test_a_section_has_the_title_that_was_asked_for(tmp_path):
+    named = {**head("run"), "asked": {"rounds": 3, "title": "Peers"}}
+    assert "## Peers\n" in rendered(tmp_path, [named, timed("train", "numpy", 0.02), {"kind": "end"}])
+
+
 def test_ops_and_decoding_have_their_tables(tmp_path):
     op = {"name": "relu", "what": FORWARD, "unit": "byte", "work": 2e6}
     ops = [head("ops"), timed("op", "numpy", 1e-3, **op), ratio(2.0, **{**op, "what": "op", "direction": FORWARD})]
@@ -382,6 +456,35 @@ def test_ops_and_decoding_have_their_tables(tmp_path):
     text = rendered(tmp_path, ops, decode)
     assert "| relu | forward | 1, 2 GB/s | 2 (1–3); 2.5 |" in text
     assert "| toy | numpy | 8 | 16 | 62.5 (31.2–125) | 1,234 |" in text
+
+
+# Guards ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+def test_what_is_guarded_runs(pair):
+    assert 1 < pair.bound / pair.seen < 2
+    for work in pair.make():
+        work()
+
+
+def test_a_guard_takes_the_fastest_of_both():
+    class Fixture:
+        extra_info = types.SimpleNamespace(update=lambda **info: None)
+        stats = types.SimpleNamespace(stats=types.SimpleNamespace(min=0.5))
+
+        def pedantic(self, ours, setup, rounds, warmup_rounds):
+            for _ in range(rounds + warmup_rounds):
+                setup()
+                ours()
+
+    turns = []
+    pair = Pair("", lambda: (lambda: turns.append("ours"), lambda: turns.append("yardstick")), 1.0, 1.5, rounds=3)
+    clock = iter([0.0, 4.0, 5.0, 6.0, 10.0, 12.0, 20.0, 29.0, 30.0, 31.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(guard.time, "process_time", lambda: next(clock))
+        assert guard.measured(pair, Fixture()) == 0.5
+    assert turns == ["yardstick", "ours"] * 5
 
 
 # Mistakes -------------------------------------------------------------------------------------------------------------
@@ -392,7 +495,10 @@ def test_ops_and_decoding_have_their_tables(tmp_path):
     (["run", "--sides", "theano", "--out", "x"], "sides: got 'theano', expected some of numpy"),
     (["run", "--sides", "numpy,numpy", "--out", "x"], "sides: got 'numpy' twice"),
     (["run", "--rounds", "0", "--out", "x"], "got '0', expected an integer >= 1"),
-    (["run", "--out", __file__], "expected a new file"),
+    (["run", "--out", __file__], "expected a new file (or --resume)"),
+    (["run", "--resume", "--out", __file__], "test_benchmarks.py: line 1: got "),
+    (["run", "--minutes", "0", "--out", "x"], "got '0', expected a number > 0"),
+    (["scaling", "--axes", "width", "--out", "x"], "axes: got 'width', expected some of tokens, layers"),
     (["run", "--out", os.path.join("no", "such", "folder")], "No such file"),
     (["run"], "--out"),
     (["ops", "--ops", "conv", "--out", "x"], "ops: got 'conv'"),

@@ -1,0 +1,1 @@
+"""Guards against getting slower: `make bench-guard`."""
