@@ -23,7 +23,7 @@ def record_ufunc(recorder: Recorder, ufunc: np.ufunc, method: str, inputs: tuple
         return _reduce(recorder, ufunc, *inputs, **kwargs)
     if method != "__call__" or ufunc.nout != 1:
         raise CaptureError(f"{ufunc.__name__}.{method}: got a traced array, expected a call that gives one result")
-    out = kwargs.pop("out", (None,))[0]
+    out = _own(ufunc, kwargs.pop("out", (None,))[0])
     dtype = kwargs.pop("dtype", None)
     if kwargs:
         raise CaptureError(f"{ufunc.__name__}: got {sorted(kwargs)}, expected no such arguments while recording")
@@ -32,7 +32,27 @@ def record_ufunc(recorder: Recorder, ufunc: np.ufunc, method: str, inputs: tuple
     if out is None:
         out = (_core_shadow if ufunc.signature else _shadow)(operands, _result_dtype(ufunc, operands, dtype), ufunc)
     options = {} if dtype is None else {"dtype": np.dtype(dtype)}
-    return recorder.call(ufunc, kind, tuple(operands), out, options)
+    return _number(recorder.call(ufunc, kind, tuple(operands), out, options), out)
+
+
+def _own(function: Any, out: Any) -> Any:
+    """Where a call writes to; a number is not written to, so that `total += x` makes another one."""
+    if out is not None and not hasattr(out, "shadow"):
+        raise CaptureError(f"{function.__name__}: got a write into an array that is not the recorded function's own, "
+                           "expected it to return its results")
+    return None if out is not None and out.number else out
+
+
+def _number(result: Any, out: Any = None) -> Any:
+    """The result of a computation, for which NumPy has a scalar where it has no axes."""
+    result.number = not result.ndim and not hasattr(out, "number")
+    return result
+
+
+def same_kind(x: Traced, result: Traced) -> Traced:
+    """The result, a number if x is one."""
+    result.number = x.number
+    return result
 
 
 def _settled(x: Any) -> Any:
@@ -106,7 +126,7 @@ def _reduce(
     options = {"axis": dims, "keepdims": bool(keepdims)} | ({} if initial in (None, np._NoValue) else {"initial": initial})
     if dtype is not None:
         options["dtype"] = np.dtype(dtype)
-    return recorder.call(ufunc.reduce, "reduce", (x,), _reduced(x.shadow, dims, bool(keepdims), result), options)
+    return _number(recorder.call(ufunc.reduce, "reduce", (x,), _reduced(x.shadow, dims, bool(keepdims), result), options))
 
 
 def _reduced_dtype(ufunc: np.ufunc, dtype: np.dtype, wanted: Any) -> np.dtype:
@@ -159,9 +179,9 @@ def handles(*functions: Any) -> Callable[[Handler], Handler]:
     return register
 
 
-def copied(recorder: Recorder, x: Any, dtype: Any = None, order: str = "K") -> Traced:
+def copied(recorder: Recorder, x: Any, dtype: Any = None, order: Any = "K") -> Traced:
     """A copy, in another dtype if one is given."""
-    layout = np.empty_like(shadow_of(x), dtype=dtype, order=order)  # type: ignore[call-overload]
+    layout = np.empty_like(shadow_of(x), dtype=dtype, order=order)
     return recorder.call(kernels.copy, "copy", (x,), layout)
 
 
@@ -253,12 +273,13 @@ def _clip(recorder: Recorder, x: Any, a_min: Any = None, a_max: Any = None, **op
 
 
 @handles(np.concatenate)
-def _concatenate(recorder: Recorder, arrays: Any, axis: Any = 0, **options: Any) -> Any:
+def _concatenate(recorder: Recorder, arrays: Any, axis: Any = 0) -> Any:
     """One copy for each part."""
+    if axis is None:
+        arrays, axis = [reshaped(a, -1) if hasattr(a, "shadow") else np.ravel(a) for a in arrays], 0
     shadows = [shadow_of(a) for a in arrays]
-    shape = list(shadows[0].shape)
-    shape[axis] = sum(s.shape[axis] for s in shadows)
-    out = recorder.new(np.empty(shape, np.result_type(*[s.dtype for s in shadows])))
+    shape = list(np.concatenate([np.broadcast_to(np.empty((), bool), s.shape) for s in shadows], axis).shape)
+    out = recorder.new(_in_order(shape, np.result_type(*[s.dtype for s in shadows]), _joint_order(shadows)))
     start = 0
     for a, s in zip(arrays, shadows):
         place = [slice(None)] * len(shape)
@@ -267,8 +288,29 @@ def _concatenate(recorder: Recorder, arrays: Any, axis: Any = 0, **options: Any)
     return out
 
 
+def _joint_order(arrays: Sequence[np.ndarray]) -> list[int]:
+    """The axes from the slowest to the fastest, as concatenate finds them: those of the arrays, in doubt row-major order."""
+    order: list[int] = []
+    for axis in range(arrays[0].ndim):
+        at = len(order)
+        for i in reversed(range(len(order))):
+            steps = [(abs(a.strides[axis]), abs(a.strides[order[i]])) for a in arrays
+                     if 1 not in (a.shape[axis], a.shape[order[i]])]
+            if steps and all(own > other for own, other in steps):
+                at = i
+            elif steps:
+                break
+        order.insert(at, axis)
+    return order
+
+
+def _in_order(shape: Sequence[int], dtype: Any, order: Sequence[int]) -> np.ndarray:
+    """Untouched memory whose axes, from the slowest to the fastest, are those of `order`."""
+    return np.empty([shape[i] for i in order], dtype).transpose(np.argsort(order))
+
+
 @handles(np.stack)
-def _stack(recorder: Recorder, arrays: Any, axis: int = 0, **options: Any) -> Any:
+def _stack(recorder: Recorder, arrays: Any, axis: int = 0) -> Any:
     return _concatenate(recorder, [np.expand_dims(a, axis) for a in arrays], axis)
 
 
@@ -322,7 +364,7 @@ def record_getitem(x: Traced, index: Any) -> Any:
     """x[index]: a view, or for an index with arrays a call."""
     if is_basic(index):
         shadow = x.shadow[index]
-        return x.show(shadow if isinstance(shadow, np.ndarray) else x.shadow[(*_tuple(index), ...)])
+        return x.show(shadow) if isinstance(shadow, np.ndarray) else _number(copied(x.recorder, x[(*_tuple(index), ...)]))
     template, parts = _template(index)
     layout = x.shadow[kernels.fill(template, tuple([np.zeros(p.shape, p.dtype) for p in parts]))]
     return x.recorder.call(kernels.take, "index", (x, *parts), np.empty_like(layout), {"index": template})
@@ -330,8 +372,10 @@ def record_getitem(x: Traced, index: Any) -> Any:
 
 def record_setitem(x: Traced, index: Any, value: Any) -> None:
     """x[index] = value."""
+    if x.number:
+        raise TypeError("'number' object does not support item assignment")
     if is_basic(index):
-        place = record_getitem(x, index)
+        place = record_getitem(x, index if ... in _tuple(index) else (*_tuple(index), ...))
         if x.recorder.view(value) != x.recorder.view(place):  # x[i] += y has written there already
             x.recorder.call(kernels.copy, "copy", (value,), place)
         return

@@ -68,9 +68,8 @@ class Recorder:
         """Write a call down; `out` is a Traced array, a shadow of the layout of a new one, or None. Returns the result."""
         if isinstance(out, np.ndarray):
             out = self.new(out)
-        if isinstance(out, Traced) and out.buffer.kind == "extern":
-            raise CaptureError(f"{getattr(function, '__name__', function)}: got a write into an array that is not the "
-                               "recorded function's own, expected it to return its results")
+        if isinstance(out, Traced):
+            _check_own(function, out)
         args = tuple([self.view(a) for a in args])
         self.calls.append(Call(function, kind, args, self.view(out), options or {}, self.op, self.layer))
         return out
@@ -89,6 +88,8 @@ class Recorder:
         with self.scope(op.name, self.layer):
             out, vjp = op(*[self._lifted(a) for a in args], **options)
         out = self.lift(np.asarray(out) if isinstance(out, np.generic) else out)
+        if out.number:  # a tensor is an array
+            out = Traced(self, out.buffer, out.shadow, out.memory)
         return out, self._scoped(vjp, op.name + "ᵀ", self.layer)
 
     def _lifted(self, a: Any) -> Any:
@@ -123,14 +124,17 @@ class Recorder:
 
 
 class Traced(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array without values: ndarray's interface, as far as layout goes; every computation is recorded."""
+    """An array without values: ndarray's interface, as far as layout goes; every computation is recorded.
 
-    __slots__ = ("buffer", "memory", "recorder", "shadow")
+    number    it stands for a NumPy scalar, which nothing can write to: a sum of everything, an element
+    """
+
+    __slots__ = ("buffer", "memory", "number", "recorder", "shadow")
     __array_priority__ = 1000
     base = None
 
     def __init__(self, recorder: Recorder, buffer: Buffer, shadow: np.ndarray, memory: np.ndarray) -> None:
-        self.recorder, self.buffer, self.shadow, self.memory = recorder, buffer, shadow, memory
+        self.recorder, self.buffer, self.shadow, self.memory, self.number = recorder, buffer, shadow, memory, False
 
     shape = property(lambda self: self.shadow.shape)
     dtype = property(lambda self: self.shadow.dtype)
@@ -141,10 +145,12 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     nbytes = property(lambda self: self.shadow.nbytes)
     flags = property(lambda self: self.shadow.flags)
     T = property(lambda self: self.show(self.shadow.T))
+    mT = property(lambda self: self.show(self.shadow.mT))
 
     def show(self, shadow: np.ndarray) -> Traced:
-        """Another view of the same buffer."""
-        return Traced(self.recorder, self.buffer, shadow, self.memory)
+        """Another view of the same buffer; of a number, of a copy."""
+        buffer = numpy_calls.copied(self.recorder, self).buffer if self.number else self.buffer
+        return Traced(self.recorder, buffer, shadow, self.memory)
 
     def __len__(self) -> int:
         return len(self.shadow)
@@ -177,7 +183,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         """As ndarray.astype."""
         if not copy and np.dtype(dtype) == self.dtype:
             return self
-        return numpy_calls.copied(self.recorder, self, dtype)
+        return numpy_calls.same_kind(self, numpy_calls.copied(self.recorder, self, dtype, options.get("order", "K")))
 
     def copy(self, order: str = "C") -> Traced:
         """As ndarray.copy."""
@@ -195,25 +201,20 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         """As ndarray.squeeze."""
         return self.show(self.shadow.squeeze(axis))
 
-    def ravel(self) -> Traced:
-        """As ndarray.ravel."""
-        return self.reshape(-1)
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
 
-    def sum(self, *args: Any, **kwargs: Any) -> Any:
-        """As ndarray.sum."""
-        return np.sum(self, *args, **kwargs)
+    def flatten(self, order: str = "C") -> Traced:
+        """As ndarray.flatten."""
+        return numpy_calls.reshaped(self.copy(order), -1, order)
 
-    def mean(self, *args: Any, **kwargs: Any) -> Any:
-        """As ndarray.mean."""
-        return np.mean(self, *args, **kwargs)
+    def conj(self) -> Any:
+        """As ndarray.conj."""
+        return np.conjugate(self)
 
-    def max(self, *args: Any, **kwargs: Any) -> Any:
-        """As ndarray.max."""
-        return np.max(self, *args, **kwargs)
-
-    def min(self, *args: Any, **kwargs: Any) -> Any:
-        """As ndarray.min."""
-        return np.min(self, *args, **kwargs)
+    def fill(self, value: Any) -> None:
+        """As ndarray.fill."""
+        self[...] = value
 
     # Values, which it does not have ----------------------------------------------------------------------------------
 
@@ -221,8 +222,37 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         raise CaptureError(f"capture: a value of an array {self.shape} was asked for, expected a function whose calls depend "
                            "on shapes alone: what is read while recording would be frozen into the program")
 
-    __array__ = __bool__ = __float__ = __int__ = __index__ = __complex__ = __iter__ = _no_value
-    item = tolist = any = all = nonzero = _no_value
+    __array__ = __bool__ = __float__ = __int__ = __index__ = __complex__ = __contains__ = _no_value
+    item = tolist = tobytes = nonzero = _no_value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or not hasattr(np.ndarray, name):
+            raise AttributeError(name)
+        raise CaptureError(f"ndarray.{name}: got a traced array, expected one of the methods that can be recorded")
+
+
+def _method(name: str) -> Any:
+    function = getattr(np, name)
+
+    def method(self: Traced, *args: Any, **kwargs: Any) -> Any:
+        return function(self, *args, **kwargs)
+
+    method.__name__, method.__doc__ = name, f"As ndarray.{name}."
+    return method
+
+
+for _name in ("all", "any", "argmax", "argmin", "argsort", "clip", "cumprod", "cumsum", "diagonal", "dot", "max", "mean", "min",
+              "prod", "ravel", "repeat", "round", "std", "sum", "take", "trace", "var"):
+    setattr(Traced, _name, _method(_name))
+
+
+def _check_own(function: Any, out: Traced) -> None:
+    name = getattr(function, "__name__", function)
+    if out.buffer.kind in ("extern", "input"):
+        raise CaptureError(f"{name}: got a write into an array that is not the recorded function's own, expected it to "
+                           "return its results")
+    if not out.shadow.flags.writeable:
+        raise ValueError(f"{name}: output array is read-only")
 
 
 def memory_of(array: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.capture.ir import Buffer, Call, View
+from tinygrad_llm.capture.kernels import Hole
 from tinygrad_llm.capture.program import Program
 
 
@@ -33,7 +34,7 @@ def common_calls(program: Program) -> Program:
     calls: list[Any] = program.calls
     for call in calls:
         call = renamed(call, same)
-        key = (call.function, repr(call.options), *[(type(a), a) for a in call.args])
+        key = _key(call)
         if not _is_pure(call, writers):
             kept.append(call)
         elif key in seen:
@@ -45,17 +46,28 @@ def common_calls(program: Program) -> Program:
     return dataclasses.replace(program, calls=kept)
 
 
+def _key(call: Call) -> tuple[Any, ...]:
+    """Equal for calls that give the same in the same layout; numbers by their text, as 0.0 == -0.0 == False."""
+    out = None if call.out is None else dataclasses.replace(call.out, buffer=_ANY)
+    return call.function, repr(call.options), out, *[a if isinstance(a, View) else (type(a), repr(a)) for a in call.args]
+
+
+_ANY = Buffer(0)
+
+
 def _is_pure(call: Call, writers: Counter[Buffer]) -> bool:
     """Whether it reads and writes nothing that another call writes: made twice, it gives the same."""
-    if call.kind == "check":
-        return all(writers[v.buffer] <= 1 for v in call.reads)
-    assert call.out is not None
-    return (call.out.buffer.kind == "temp" and call.out.is_whole() and writers[call.out.buffer] == 1
-            and all(writers[v.buffer] <= 1 for v in call.reads) and all(_is_hashable(a) for a in call.args))
+    if any(writers[v.buffer] > 1 for v in call.reads) or not all(map(_is_plain, (*call.args, *call.options.values()))):
+        return False
+    out = call.out
+    return out is None or (out.buffer.kind == "temp" and out.is_whole() and writers[out.buffer] == 1)
 
 
-def _is_hashable(x: Any) -> bool:
-    return isinstance(x, View | int | float | bool | np.generic | type(None))
+def _is_plain(x: Any) -> bool:
+    """Whether its text says all about it; an array's or a generator's does not."""
+    if isinstance(x, tuple):
+        return all(_is_plain(i) for i in x)
+    return isinstance(x, View | int | float | np.generic | np.dtype | slice | str | Hole | type(None) | type(...))
 
 
 def renamed(call: Call, same: dict[Buffer, Buffer]) -> Call:
@@ -111,8 +123,9 @@ def _redirected(maker: Call | None, copy: Call) -> View | None:
 
 
 def _permuted(made: View, source: View, target: View) -> tuple[int, ...] | None:
-    """The target's strides in the order of the maker's axes, where the source has the same axes in any order."""
-    if made.offset != source.offset:
+    """The target's strides in the order of the maker's axes, where the source has the same axes in any order, and the
+    copy repeats none."""
+    if made.offset != source.offset or source.shape != target.shape:
         return None
     axes = {s: t for n, s, t in zip(source.shape, source.strides, target.strides) if n != 1}
     sizes = {s: n for n, s in zip(source.shape, source.strides) if n != 1}
@@ -139,9 +152,15 @@ def _suits(maker: Call, strides: tuple[int, ...], made: View) -> bool:
     last = [(n, s) for n, s in zip(made.shape, strides) if n != 1]
     if not last:
         return True
+    if maker.kind == "reduce" and _order(made.strides, made.shape) != _order(strides, made.shape):
+        return False  # NumPy would add up in another order
     if maker.kind == "matmul" and maker.function is np.matmul:
         return made.ndim >= 2 and strides[-1] == unit and strides[-2] >= unit * made.shape[-1]
     return last[-1][1] == unit
+
+
+def _order(strides: tuple[int, ...], shape: tuple[int, ...]) -> list[int]:
+    return sorted([i for i, n in enumerate(shape) if n != 1], key=lambda i: -abs(strides[i]))
 
 
 def _disturbed(between: list[Call | None], place: View) -> bool:

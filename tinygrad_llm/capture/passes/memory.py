@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from tinygrad_llm.capture.ir import Buffer, Call, Loop, View
+from tinygrad_llm.capture.ir import Buffer, Call, Loop, Rows, View
 from tinygrad_llm.capture.passes.calls import renamed
+from tinygrad_llm.capture.passes.tiles import same_rows
 from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.replay import ALIGNMENT
 
@@ -47,7 +48,7 @@ def _stretches(program: Program) -> Iterable[tuple[int, int, list[Call]]]:
 
 
 def _in_place(program: Program) -> Program:
-    """Results that take the memory of an operand. Rows of a loop do so too: no other turn sees them."""
+    """Results that take the memory of an operand. Rows of a loop do so no other turn sees them."""
     last: dict[Buffer, int] = {}
     first: dict[Buffer, int] = {}
     for number, call in enumerate(program.flat()):
@@ -55,13 +56,14 @@ def _in_place(program: Program) -> Program:
             first.setdefault(buffer, number)
             last[buffer] = number
     same: dict[Buffer, Buffer] = {}
-    number, items = 0, []
+    number = 0
+    items: list[Call | Loop] = []
     for item in program.calls:
-        calls = []
+        calls: list[Call] = []
         for call in item.calls if isinstance(item, Loop) else [item]:
             call = renamed(call, same)
             view = _reusable(call, number, first, last)
-            if view is not None:
+            if view is not None and (isinstance(item, Call) or _is_of_one_turn(view, [*calls, call])):
                 assert call.out is not None
                 old, new = call.out.buffer, view.buffer
                 same[old], last[new] = new, last[old]
@@ -84,6 +86,12 @@ def _reusable(call: Call, number: int, first: dict[Buffer, int], last: dict[Buff
                 and all(other == view for other in call.reads if other.buffer is view.buffer)):
             return view
     return None
+
+
+def _is_of_one_turn(place: View, calls: list[Call]) -> bool:
+    """Whether each turn of a loop reads of a buffer only the rows that it may write over."""
+    views = [v for call in calls for v in call.reads if v.buffer is place.buffer]
+    return all(isinstance(v, Rows) and same_rows(v, place) for v in views)
 
 
 def _layout(v: View) -> tuple[object, ...]:

@@ -63,7 +63,7 @@ def _row_form(call: Call, lead: int, rows: int) -> Call | None:
     assert call.out is not None
     core, options = 0, call.options
     if call.kind == "reduce":
-        if any(axis < lead for axis in options["axis"]):
+        if any(axis < lead for axis in options["axis"]) or not _is_reduced_by_row(call, lead):
             return None
         options = options | {"axis": tuple([axis - lead + 1 for axis in options["axis"]])}
     elif call.kind == "matmul":
@@ -76,6 +76,16 @@ def _row_form(call: Call, lead: int, rows: int) -> Call | None:
     if not isinstance(out, Rows) or None in args:
         return None
     return dataclasses.replace(call, args=tuple([a for (a,) in args]), out=out, options=options)  # type: ignore[misc]
+
+
+def _is_reduced_by_row(call: Call, lead: int) -> bool:
+    """Whether a row alone is added up in the same order as among others: its elements lie closer together than rows do, and
+    NumPy converts none, which it does some thousand at a time."""
+    x, out = call.reads[0], call.out
+    assert out is not None
+    within = max((abs(x.strides[axis]) for axis in call.options["axis"] if x.shape[axis] > 1), default=0)
+    return (all(abs(s) >= within for n, s in zip(x.shape[:lead], x.strides) if n > 1)
+            and (x.dtype == out.dtype or out.dtype.kind != "f"))
 
 
 def _coarser(forms: dict[int, Call], counts: set[int]) -> dict[int, Call]:
@@ -158,6 +168,8 @@ def _group(calls: list[Any], rows: list[dict[int, Call]], placed: list[bool], fi
     read: set[Buffer] = set()
     written: set[Buffer] = set()
     whole = {v.buffer for v in _invariant(rows[first][count])}
+    if _crosses(rows[first][count], [], rows, count, whole):
+        return group
     for j in range(first + 1, len(calls)):
         if placed[j]:
             continue
@@ -189,14 +201,19 @@ def _crosses(form: Call, group: list[int], rows: list[dict[int, Call]], count: i
     own = [v for v in (*form.reads, form.out) if isinstance(v, Rows)]
     others = [v for i in group for v in (*rows[i][count].reads, rows[i][count].out) if isinstance(v, Rows)]
     written = made | {form.out.buffer}
-    return any(_row_bytes(a) != _row_bytes(b) for a in own for b in (*own, *others)
-               if a.buffer is b.buffer and a.buffer in written)
+    return any(not same_rows(a, b) for a in own for b in (*own, *others) if a.buffer is b.buffer and a.buffer in written)
 
 
-def _row_bytes(view: View) -> tuple[int, int]:
-    """(bytes from one row to the next, in which row of its buffer it starts): equal for views that split it alike."""
-    step = view.strides[0]
-    return step, view.offset // step if step > 0 else -1
+def same_rows(a: View, b: View) -> bool:
+    """Whether row i of one view shares no byte with row j ≠ i of the other: they are equal, or in step, and a row of both
+    together is no longer than the step."""
+    step = abs(a.strides[0])
+    if a.strides[0] != b.strides[0]:
+        return False
+    if (a.offset, a.shape[1:], a.strides[1:]) == (b.offset, b.shape[1:], b.strides[1:]):
+        return True
+    spans = [View(v.buffer, v.offset, v.shape[1:], v.strides[1:], v.dtype).span() for v in (a, b)]
+    return max(end for _, end in spans) - min(start for start, _ in spans) <= step
 
 
 # Loops ---------------------------------------------------------------------------------------------------------------
