@@ -9,10 +9,11 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+from reference.accuracy import Accuracy
 from reference.heatmap import gradient_heat_map
 from reference.kill_checks import CHECKS
 from reference.sections import Report, ops_ratio, verdict_counts
-from reference.svg import line_plot
+from reference.svg import line_plot, strip_plot
 from reference.trajectories import MOST_TIMES
 from tinygrad_llm.policy import Comparison, Verdict, geometric_mean_ratio
 
@@ -66,7 +67,10 @@ def _tiles(report: Report) -> Iterable[tuple[str, str]]:
     if report.comparisons:
         yield "comparisons of the model", f"{len(report.comparisons)}"
         gradients = [row for row in report.model if row.name.startswith("grad")]
-        yield "gradients: float32 error, ours / torch’s", f"{geometric_mean_ratio(gradients):.2f}"
+        yield "gradients: float32 error, ours / torch’s, this draw", f"{geometric_mean_ratio(gradients):.2f}"
+    if report.accuracy:
+        medians = sorted(row.median for row in report.accuracy)
+        yield "the same, medians of random models of 3 sizes", f"{medians[0]:.2f} to {medians[-1]:.2f}"
     if report.trajectories:
         yield f"training: distance in units of control (bug: > {MOST_TIMES:.0f})", f"{report.trajectories.factor:.1f}"
     if report.kills:
@@ -101,6 +105,10 @@ def _model(report: Report) -> str:
     parts = []
     if report.activations:
         parts.append(f"<p class=lead>Activations: {escape(report.activations.sentence)}.</p>")
+    if report.activation_gradients:
+        parts.append(f"<p class=lead>Their gradients: {escape(report.activation_gradients.sentence)}.</p>")
+    if report.accuracy:
+        parts.append("<h3>Accuracy of float32 gradients, ours / torch’s</h3>" + _accuracy(report.accuracy))
     if report.model:
         parts.append("<h3>Gradient error of every parameter, float32</h3>" + gradient_heat_map(report.model))
     if report.depth and report.length:
@@ -110,9 +118,32 @@ def _model(report: Report) -> str:
         parts.append("</div></div>")
     if report.activations:
         parts.append(_folded("Activations, module by module", report.activations.rows))
+    if report.activation_gradients:
+        parts.append(_folded("d loss / d activation, from the last back", report.activation_gradients.rows))
     if report.model:
         parts.append(_folded("Logits, loss, gradients", report.model))
     return "".join(parts)
+
+
+def _accuracy(rows: Sequence[Accuracy]) -> str:
+    """A row per size: the median of the draws, its interval, and every draw as a dot."""
+    head = ("model", "d_model", "blocks", "batch × T", "gradients", "draws", "median", "99 % interval", "below 1: ours", "")
+    cells = [
+        (
+            row.size.name, f"{row.size.d_model}", f"{row.size.n_layers}", f"{row.size.batch} × {row.size.context_length}",
+            f"{row.parameters}", f"{len(row.ratios)}", f"{row.median:.2f}", "{:.2f} to {:.2f}".format(*row.interval),
+            strip_plot(row.ratios, row.interval), f'<span class="badge {"bad" if row.failed else "good"}">{row.verdict}</span>',
+        ) for row in rows
+    ]  # fmt: skip
+    kinks = sum(row.kinks for row in rows)
+    said = (
+        "A dot is one draw of weights and tokens: the geometric mean, over the gradients of all parameters, of our largest "
+        "error over torch’s, against float64. Left of the line at 1, ours is the smaller. The bar is the interval of the "
+        "median. A single draw is noise."
+    )
+    if kinks:
+        said += f" {kinks} at a kink (a relu unit that rounding switches, in ours or in torch), drawn at the edge where far."
+    return f"{_table(head, cells, 'strips')}<p class=note>{said}</p>"
 
 
 def _growth(growth: Any, label: str) -> str:

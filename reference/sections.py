@@ -7,8 +7,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
+from reference.accuracy import Accuracy
+from reference.activation_gradients import ActivationGradients
 from reference.activations import Activations, Growth
 from reference.equivalence import TrainingComparison
 from reference.killtable import Kill
@@ -27,6 +30,7 @@ class Report:
     ops           a row per op, dtype and device
     model         logits, loss, gradients
     training      AdamW steps side by side
+    accuracy      float32 gradients of three sizes of model, over many draws
     """
 
     environment: Mapping[str, str]
@@ -36,6 +40,8 @@ class Report:
     model: list[Comparison] = field(default_factory=list)
     training: TrainingComparison | None = None
     activations: Activations | None = None
+    activation_gradients: ActivationGradients | None = None
+    accuracy: list[Accuracy] = field(default_factory=list)
     depth: Growth | None = None
     length: Growth | None = None
     trajectories: Trajectories | None = None
@@ -45,14 +51,15 @@ class Report:
     @property
     def comparisons(self) -> list[Comparison]:
         """Rows of the strict comparisons of the model."""
-        rows = [*self.model, *(self.activations.rows if self.activations else ())]
-        return rows + (self.training.rows if self.training else [])
+        inside = [part.rows for part in (self.activations, self.activation_gradients) if part]
+        return [*self.model, *chain(*inside), *(self.training.rows if self.training else ())]
 
     @property
     def failures(self) -> list[str]:
         """What was found wrong, a line each; empty means equal."""
         failed = [f"{row.op} ({row.dtype}, {row.device}): {row.verdict}; {row.detail}" for row in self.ops if row.failed]
         failed += [str(row) for row in self.comparisons if row.failed]
+        failed += [str(row) for row in self.accuracy if row.failed]
         if self.trajectories and not self.trajectories.like_rounding:
             failed.append(self.trajectories.sentence)
         return failed + [f"kill table: {kill.part}: {kill.bug}: survived" for kill in self.kills if not kill.killed_by]
@@ -70,7 +77,8 @@ class Report:
             "passed": self.passed, "failures": self.failures, "seconds": self.seconds, "environment": dict(self.environment),
             "config": dict(self.config), "comparisons": rows, "losses": losses,
             "ops": [dataclasses.asdict(row) for row in self.ops],
-            "first_diverging": self.activations and self.activations.first and self.activations.first.name,
+            "first_diverging": _first(self.activations), "first_diverging_gradient": _first(self.activation_gradients),
+            "accuracy": [_accuracy(row) for row in self.accuracy],
             "depth": self.depth and dataclasses.asdict(self.depth), "length": self.length and dataclasses.asdict(self.length),
             "trajectories": self.trajectories and _trajectories(self.trajectories),
             "kill_table": [{**dataclasses.asdict(kill), "killed_by": kill.killed_by} for kill in self.kills],
@@ -95,6 +103,15 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _first(part: Any) -> str | None:
+    return part.first.name if part and part.first else None
+
+
+def _accuracy(found: Accuracy) -> dict[str, Any]:
+    said = {"median": found.median, "interval": found.interval}
+    return {**dataclasses.asdict(found), **said, "verdict": found.verdict, "passed": not found.failed}
 
 
 def _trajectories(found: Trajectories) -> dict[str, Any]:

@@ -29,6 +29,22 @@ def line_plot(lines: Mapping[str, Line], x_label: str, y_label: str, log_x: bool
     return f'<figure>{frame}<figcaption class="legend">{keys}</figcaption></figure>'
 
 
+def strip_plot(ratios: Sequence[float], interval: tuple[float, float], reach: float = 1.5) -> str:
+    """Ratios as dots from 1/reach to reach, evenly in the logarithm, those beyond at the edge; a bar for an interval."""
+    width, height = 300, 22
+
+    def place(ratio: float) -> float:
+        part = math.log(min(max(ratio, 1 / reach), reach)) / math.log(reach)
+        return width / 2 + part * (width / 2 - 6)
+
+    low, high = map(place, interval)
+    dots = "".join(f'<circle class="dot" cx="{place(r):.1f}" cy="11" r="3.5"><title>{r:.3g}</title></circle>' for r in ratios)
+    bar = f'<rect class="bar" x="{low:.1f}" y="3" width="{max(high - low, 1):.1f}" height="16"/>'
+    one = f'<line class="one" x1="{place(1):.1f}" x2="{place(1):.1f}" y1="0" y2="{height}"/>'
+    label = f"{len(ratios)} draws from {min(ratios):.2f} to {max(ratios):.2f}"
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{bar}{one}{dots}</svg>'
+
+
 def _usable(line: Line, log_x: bool, log_y: bool) -> list[tuple[float, float]]:
     return [
         (x, y) for x, y in zip(*line) if math.isfinite(y) and math.isfinite(x) and (y > 0 or not log_y) and (x > 0 or not log_x)

@@ -258,7 +258,8 @@ SMALL_CHECK = ["check", "--d-model", 8, "--context-length", 4, "--vocab-size", 1
 def test_check_finds_all_equal_and_ends_with_a_sentence(tmp_path, capsys):
     pytest.importorskip("torch")
     files = ["--json", tmp_path / "check.json", "--html", tmp_path / "check.html"]
-    code, out, err = run(capsys, *SMALL_CHECK, "--model", "--training", "--steps", 3, "--control-steps", 20, *files)
+    code, out, err = run(capsys, *SMALL_CHECK, "--model", "--training", "--draws", 8, "--steps", 3,
+                         "--control-steps", 20, *files)
     assert (code, err) == (0, "")
     last = " ".join(out.split("\n\n")[-1].split())
     result = json.loads((tmp_path / "check.json").read_text())
@@ -266,6 +267,10 @@ def test_check_finds_all_equal_and_ends_with_a_sentence(tmp_path, capsys):
     assert result["passed"]
     assert {"logits", "loss", "grad lm_head.weight", "losses of 3 steps"} <= {row["name"] for row in result["comparisons"]}
     assert max(map(len, out.splitlines())) <= 80
+    assert [row["size"]["name"] for row in result["accuracy"]] == ["small", "default", "larger"]
+    assert re.search(r"small, d 16 +8 +\d\.\d\d  \d\.\d\d to \d\.\d\d ", out)
+    assert "no gradient of an activation diverges" in out
+    assert result["first_diverging_gradient"] is None
     gradients = [row["name"] for row in result["comparisons"] if row["name"].startswith("grad ")]
     assert all(re.search(rf"^{re.escape(name)} ", out, re.M) for name in gradients)
     assert (tmp_path / "check.html").read_text().startswith("<!doctype html>")
@@ -284,7 +289,7 @@ def test_check_shows_the_sections_that_are_named_and_every_row_if_asked(capsys):
 
 def test_check_takes_trained_weights(trained, capsys):
     pytest.importorskip("torch")
-    code, out, _ = run(capsys, "check", "--model", "--checkpoint", trained, "--batch-size", 2)
+    code, out, _ = run(capsys, "check", "--model", "--checkpoint", trained, "--batch-size", 2, "--draws", 0)
     assert code == 0
     assert str(trained) in out
 
@@ -298,7 +303,7 @@ def test_check_that_finds_a_difference_says_which_and_exits_with_1(capsys, monke
             return super().loss(ids, targets) * 1.001
 
     monkeypatch.setattr(check, "Transformer", Wrong)
-    code, out, _ = run(capsys, *SMALL_CHECK, "--model", "--json", tmp_path / "check.json")
+    code, out, _ = run(capsys, *SMALL_CHECK, "--model", "--draws", 0, "--json", tmp_path / "check.json")
     assert code == 1
     assert "the first is loss in float64" in " ".join(out.split())
     assert not json.loads((tmp_path / "check.json").read_text())["passed"]

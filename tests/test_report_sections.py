@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 import tinygrad_llm
+from reference.accuracy import compare_accuracy
+from reference.activation_gradients import compare_activation_gradients, gradients_of
 from reference.activations import compare_activations, growth_with_depth, growth_with_length, record_ours
 from reference.bugs import BUGS
 from reference.bugs.patch import patched
@@ -21,10 +24,11 @@ from reference.functions import NEITHER, ROUND, TORCH, YOURS, compare, load_func
 from reference.heatmap import shade
 from reference.html import render
 from reference.killtable import kill_table
+from reference.neighbours import one_ulp_away
 from reference.opdraw import draw_calls, run_torch
 from reference.ops_report import compare_ops, judge_call, ulps_of
 from reference.sections import Report
-from reference.trajectories import CONTROL, POSITIVE, compare_trajectories, judge_runs, markov_batches, one_ulp_away
+from reference.trajectories import CONTROL, POSITIVE, compare_trajectories, judge_runs, markov_batches
 from tinygrad_llm.config import TransformerConfig
 from tinygrad_llm.ops import REGISTRY, Arg
 from tinygrad_llm.policy import Verdict
@@ -116,6 +120,75 @@ def test_watching_a_model_leaves_no_trace():
     before = {name: set(vars(module)) for name, module in model.named_modules()}
     assert "blocks.0.attn" in record_ours(model, IDS)
     assert {name: set(vars(module)) for name, module in model.named_modules()} == before
+
+
+def norm_with_a_wrong_gradient(block, norm, dtypes=(np.float64, np.float32)):
+    """make(config, dtype) of a model in which one layer norm has a wrong vjp."""
+
+    class Wrong(tinygrad_llm.nn.LayerNorm):
+        def forward(self, x):
+            with bug("dx without its third term"):
+                return super().forward(x)
+
+    def made(config, dtype):
+        model = make(config, dtype)
+        if dtype in dtypes:
+            setattr(model.blocks[block], norm, Wrong(config.d_model, dtype=dtype))
+        return model
+
+    return made
+
+
+def test_no_gradient_of_an_activation_diverges():
+    found = compare_activation_gradients(make, CONFIG, IDS, IDS[::-1])
+    assert found.first is None, found.sentence
+    names = [row.name for row in found.rows[::2]]
+    assert names[:3] == ["d final_norm", "d final_norm.input", "d blocks.1"]
+    assert names[-1] == "d tok_embed"
+    assert names.index("d blocks.1.dropout#2.input") < names.index("d blocks.1.ffn") < names.index("d blocks.0")
+    assert len(names) == len(set(names)) == 49
+
+
+@pytest.mark.parametrize("options", [{"norm_position": "post"}, {"positions": "learned", "tie_embeddings": True},
+                                     {"activation": "gelu", "bias": False}])  # fmt: skip
+def test_no_gradient_of_an_activation_diverges_in_other_models(options):
+    found = compare_activation_gradients(make, dataclasses.replace(CONFIG, **options), IDS, IDS[::-1])
+    assert found.first is None, found.sentence
+
+
+@pytest.mark.parametrize(("block", "norm"), [(1, "norm2"), (1, "norm1"), (0, "norm2")])
+@pytest.mark.parametrize("dtypes", [(np.float64, np.float32), (np.float32,)])
+def test_a_wrong_layer_norm_is_named_by_the_gradient_that_leaves_it(block, norm, dtypes):
+    found = compare_activation_gradients(norm_with_a_wrong_gradient(block, norm, dtypes), CONFIG, IDS, IDS)
+    assert (found.first.name, found.first.dtype) == (f"d blocks.{block}.{norm}.input", np.dtype(dtypes[0]).name)
+    assert f"first diverging gradient, from the last back: d blocks.{block}.{norm}.input" in found.sentence
+    right = {row.name for row in found.rows if row.passed}
+    assert {"d final_norm", "d final_norm.input", f"d blocks.{block}.{norm}"} <= right
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("dx without its third term", "d final_norm.input"), ("dS without Σ dP P", "d blocks.1.attn.qkv_proj"),
+     ("relu's gradient from its cotangent's sign", "d blocks.1.ffn.up_proj"), ("loss", "d final_norm")],
+)  # fmt: skip
+def test_the_first_diverging_gradient_is_the_one_that_the_bug_touches(name, first):
+    class Wrong(tinygrad_llm.Transformer):
+        def loss(self, ids, targets):
+            return super().loss(ids, targets) * 1.001
+
+    with bug(name) if name != "loss" else nullcontext():
+        model = Wrong if name == "loss" else tinygrad_llm.Transformer
+        found = compare_activation_gradients(lambda config, dtype: model(config, dtype=dtype), CONFIG, IDS, IDS)
+    assert found.first.name == first
+
+
+def test_watching_gradients_leaves_no_trace_and_changes_none():
+    model, plain = make(CONFIG, np.float32), make(CONFIG, np.float32)
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    gradients_of(model, IDS, IDS)
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == before
+    (plain.loss(IDS, IDS) * float(IDS.size)).backward()
+    assert all(np.array_equal(p.grad, q.grad) for p, q in zip(model.parameters(), plain.parameters()))
 
 
 def test_growth_is_that_of_rounding():
@@ -316,6 +389,8 @@ def report():
     batches = markov_batches(CONFIG, 3, 2, 0)[0]
     found.training = compare_training(partial(make, CONFIG), tinygrad_llm.optim.AdamW, CONFIG, batches)
     found.activations = compare_activations(make, CONFIG, IDS)
+    found.activation_gradients = compare_activation_gradients(make, CONFIG, IDS, IDS)
+    found.accuracy = compare_accuracy(make, CONFIG, draws=2)
     found.depth, found.length = growth_with_depth(make, CONFIG, IDS, 3), growth_with_length(make, CONFIG, (4, 8), 2)
     found.trajectories = compare_trajectories(partial(make, CONFIG), tinygrad_llm.optim.AdamW, CONFIG, steps=5, batch=2)
     found.kills = kill_table(tinygrad_llm, BUGS[:2])
@@ -329,7 +404,8 @@ def test_the_page_stands_alone(report):
     assert "http" not in page.replace("http-equiv", "")
     assert "a &lt;b&gt; model" in page
     assert page.count("<section") == 5
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 4 + len(report.accuracy)
+    assert "d loss / d activation, from the last back: 98 rows" in page
     assert "prefers-color-scheme: dark" in page
     for opened in ("table", "details", "section", "figure", "svg", "div"):
         assert page.count(f"<{opened}") == page.count(f"</{opened}>"), opened
@@ -340,12 +416,19 @@ def test_a_failure_stands_at_the_top_of_the_page(report):
         broken = dataclasses.replace(report, ops=compare_ops(["layer_norm"]))
     assert not broken.passed
     assert "No: 2 findings" in render(broken)
+    wrong = compare_activation_gradients(norm_with_a_wrong_gradient(1, "norm2"), CONFIG, IDS, IDS)
+    broken = dataclasses.replace(report, activation_gradients=wrong)
+    assert not broken.passed
+    assert "first diverging gradient, from the last back: d blocks.1.norm2.input" in render(broken)
+    assert broken.to_json()["first_diverging_gradient"] == "d blocks.1.norm2.input"
 
 
 def test_json_has_every_section_and_no_infinities(report):
     data = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert data["passed"]
-    assert {"environment", "ops", "comparisons", "depth", "trajectories", "kill_table"} <= set(data)
+    assert {"environment", "ops", "comparisons", "depth", "trajectories", "kill_table", "accuracy"} <= set(data)
+    assert [row["interval"] for row in data["accuracy"]] == [[None, None]] * 3
+    assert (data["first_diverging"], data["first_diverging_gradient"]) == (None, None)
     assert data["kill_table"][0]["killed_by"]
     assert data["trajectories"]["like_rounding"]
 

@@ -42,7 +42,7 @@ class Settings(ModelOptions):
     )
     ops: bool = option(False, switch(), "every op against float64 truth", "sections (none named: all)")
     model: bool = option(
-        False, switch(), "activations, gradients, growth of errors", "sections (none named: all)"
+        False, switch(), "activations, gradients of both, growth of errors, accuracy in float32", "sections (none named: all)"
     )
     training: bool = option(
         False, switch(), "AdamW side by side, and long runs beside control runs", "sections (none named: all)"
@@ -51,6 +51,9 @@ class Settings(ModelOptions):
         False, switch(), "seeded bugs: which check catches which", "sections (none named: all)"
     )
     batch_size: int = option(4, integer(1), "sequences in a batch", "comparison")
+    draws: int = option(
+        24, integer(0), "random models of each of three sizes for the accuracy in float32; 0 leaves them out", "comparison"
+    )
     steps: int = option(20, integer(0), "AdamW steps side by side; 0 leaves them out", "comparison")
     control_steps: int = option(300, integer(0), "steps of the runs beside controls; 0 leaves them out", "comparison")
     lr: float = option(1e-3, number("a number > 0", lambda v: v > 0), "learning rate of these steps", "comparison")
@@ -109,8 +112,13 @@ def _fill_model(found: Any, reference: Any, config: TransformerConfig, settings:
     compare, inside = reference.equivalence.compare_models, reference.activations
     found.model = compare(partial(make, config), config, ids, targets, state=weights, seed=settings.seed)
     found.activations = inside.compare_activations(make, config, ids, weights, settings.seed)
+    found.activation_gradients = reference.activation_gradients.compare_activation_gradients(
+        make, config, ids, targets, weights, settings.seed
+    )
     found.depth = inside.growth_with_depth(make, config, ids, seed=settings.seed)
     found.length = inside.growth_with_length(make, config, batch=settings.batch_size, seed=settings.seed)
+    if settings.draws:
+        found.accuracy = reference.accuracy.compare_accuracy(make, config, settings.seed, settings.draws)
 
 
 def _fill_training(found: Any, reference: Any, config: TransformerConfig, settings: Settings, weights: Weights | None) -> None:

@@ -39,16 +39,35 @@ def _ops_table(rows: Iterable[Any]) -> str:
 
 
 def model(found: Any, full: bool) -> str:
-    """Where activations part, the errors of logits, loss and every gradient, and how they grow."""
+    """Where activations and their gradients part, the errors of logits, loss and every gradient, how they grow, accuracy."""
     gradients = [row for row in found.model if row.name.startswith("grad ")]
     ratio = geometric_mean_ratio(gradients)
     return "\n".join([
-        "MODEL", *_filled(found.activations.sentence),
-        *_filled(f"gradients, float32 error, ours / torch's: geometric mean {ratio:.2f} over {len(gradients) // 2}"),
+        "MODEL", *_filled(found.activations.sentence), *_filled(found.activation_gradients.sentence),
         *_filled(f"float32 error ~ depth^{found.depth.slopes[0]:.2f} (torch's ^{found.depth.slopes[1]:.2f}), "
                  f"~ length of sums^{found.length.slopes[0]:.2f} (torch's ^{found.length.slopes[1]:.2f})"),
-        "", comparison_table([*(found.activations.rows if full else []), *found.model]),
+        *_filled(f"gradients, float32 error, ours / torch's: geometric mean {ratio:.2f} over {len(gradients) // 2}"),
+        *_accuracy(found.accuracy),
+        "", comparison_table([*(found.activations.rows + found.activation_gradients.rows if full else []), *found.model]),
     ])  # fmt: skip
+
+
+def _accuracy(rows: Sequence[Any]) -> list[str]:
+    """float32 gradients of three sizes of model: the median of many draws, its interval, and the draws' range."""
+    if not rows:
+        return []
+    head = ("model", "draws", "median", "99 %", "all draws", "")
+    cells = [
+        (f"{row.size.name}, d {row.size.d_model}", str(len(row.ratios)), _ratio(row.median), _range(*row.interval),
+         _range(min(row.ratios), max(row.ratios)), " ".join(row.verdict.split()[:2])) for row in rows
+    ]  # fmt: skip
+    note = f"draws at a kink (a relu unit that rounding switches, in ours or in torch): {sum(row.kinks for row in rows)}"
+    lines = [*table([head, *cells], left=(0, 5)).splitlines(), note]
+    return ["that is one draw of a noisy number; the same of random models and tokens:", *(f"  {line}" for line in lines)]
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.2f} to {high:{'.2f' if high < 100 else '.0f'}}" if math.isfinite(low) else "unknown"
 
 
 def _most_telling(rows: Sequence[Comparison]) -> list[Comparison]:
