@@ -113,8 +113,8 @@ def two_layouts(x):
 
 def row_read_by_all(x):
     y = x + 1
-    z = (y - y[0:1]) + y
-    return [z * 2, z * 3]
+    z = (y - y[0:1]) * y
+    return [np.matmul(z.T, z)]
 
 
 def row_subtracted_from_all(x):
@@ -146,11 +146,17 @@ def rows_from_the_end(x):
 
 
 def sum_into_other_layout(x):
-    y = np.transpose(x.reshape((4, 2, 3)))
-    out = np.zeros_like(np.copy(x[:, :2]), dtype=np.float32)
-    out[:, :] = 1
-    sums = np.sum(y * 1.5, 0)
-    out[...] = np.concatenate([sums, sums], 1).T[:4] if sums.shape[0] != 4 else sums
+    y = x.reshape((8, 65, 2)).T * 1.5
+    out = np.zeros_like(np.copy(y[:, 0], order="C"))
+    out[...] = np.sum(y, 1)
+    return [out]
+
+
+def product_into_columns(x):
+    y = x * 2
+    out = np.zeros_like(np.concatenate([x, x], 1))
+    out[:, ::2] = np.matmul(y, y)
+    out[:, 1::2] = np.matmul(y, y.T).T
     return [out]
 
 
@@ -192,15 +198,16 @@ def same_twice(x):
 
 
 WRONG_ONCE = [broadcast_copy, column_sums_of_single_rows, both_zeros, two_layouts, row_read_by_all, row_subtracted_from_all,
-              rows_moved_up, windows_out_of_step, rows_from_the_end, sum_into_other_layout, number_is_not_an_array,
-              written_after_a_read, copied_between_writes, same_twice]
+              rows_moved_up, windows_out_of_step, rows_from_the_end, sum_into_other_layout, product_into_columns,
+              number_is_not_an_array, written_after_a_read, copied_between_writes, same_twice]
+
+SHAPES = {column_sums_of_single_rows: (4, 6), sum_into_other_layout: (130, 8), product_into_columns: (16, 16)}
 
 
 @pytest.mark.parametrize("function", WRONG_ONCE, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("shape", [(4, 6), (8, 33), (130, 8)], ids=str)
 def test_kept_functions(function, shape):
-    if function in (column_sums_of_single_rows, sum_into_other_layout):
-        shape = (4, 6)
+    shape = SHAPES.get(function, shape)
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     for tile, first in itertools.product(TILES, (x, np.asfortranarray(x))):
         second = laid_out(first, np.random.default_rng(1))
