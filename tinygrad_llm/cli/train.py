@@ -69,6 +69,8 @@ class Settings(ModelOptions):
     accumulate: int = option(1, integer(1), "parts in which a batch is computed, to need less memory", "optimization")
     workers: int | str = option("auto", count_or("auto"), "processes that share each batch; auto: one for each core, or 1 "
                                 "for a small model", "optimization")  # fmt: skip
+    capture: bool = option(True, switch(True), "replay each step as a program of NumPy calls: the same bits in less time",
+                           "optimization")  # fmt: skip
     seed: int = option(0, integer(0), "decides the initial weights, dropout and order of batches", "optimization")
     out: str = option("runs/train", word("FOLDER"), "checkpoints, metrics.jsonl and loss.png go there", "run")
     resume: bool = option(False, switch(), "go on with the run in --out, with its settings", "run")
@@ -127,6 +129,7 @@ def _fit(settings: Settings, data: Data, model: Transformer, about: dict[str, An
     with Trainer(
         model, optimizer, schedule=schedule, grad_clip=settings.grad_clip or None, accumulate=settings.accumulate,
         workers=settings.workers,
+        capture=settings.capture,
     ) as trainer:
         try:
             result = trainer.fit(

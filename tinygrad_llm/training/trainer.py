@@ -14,10 +14,11 @@ import numpy as np
 from tinygrad_llm.data import Tokenizer
 from tinygrad_llm.nn import Module
 from tinygrad_llm.optim import AdamW, WarmupCosine, clip_grad_norm_
+from tinygrad_llm.training.captured import CapturedGradients
 from tinygrad_llm.training.cores import choose_workers
 from tinygrad_llm.training.evaluation import Batch
 from tinygrad_llm.training.fitting import FitResult, Fitting, Options
-from tinygrad_llm.training.shards import count_targets, split
+from tinygrad_llm.training.shards import EagerGradients, count_targets, split
 from tinygrad_llm.training.workers import Team, WorkerError
 
 
@@ -32,6 +33,8 @@ class Trainer:
                  thread in each; "auto": one for each core, or 1 where a step is too short to be worth sharing, decided by
                  the first batch. For each number the bits are always the same; between numbers the rounding differs,
                  and the masks of dropout. See docs/workers.md
+    capture      record the step as a program of NumPy calls and replay it: to the same bits, in less time and memory. Where
+                 the model cannot be captured, a RuntimeWarning says why. See docs/capture.md
     start_method how processes are started: fork, spawn or forkserver; None: what Python does on this system
 
         trainer = Trainer(model, AdamW(model.parameters(), lr=1e-3), grad_clip=1.0)
@@ -45,7 +48,8 @@ class Trainer:
 
     def __init__(
         self, model: Module, optimizer: AdamW, *, schedule: WarmupCosine | None = None, grad_clip: float | None = None,
-        accumulate: int = 1, workers: int | str = 1, start_method: str | None = None,
+        accumulate: int = 1, workers: int | str = 1, capture: bool = False,
+        start_method: str | None = None,
     ) -> None:
         if not hasattr(model, "loss"):
             raise TypeError(f"model: got {type(model).__name__}, expected a module with loss(ids, targets)")
@@ -63,9 +67,12 @@ class Trainer:
         self._is_adamw = getattr(type(optimizer), "step", None) is AdamW.step
         if workers not in ("auto", 1) and not self._is_adamw:
             raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected AdamW with more than one worker")
+        if capture and not self._is_adamw:
+            raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected AdamW with capture")
         self.model: Any = model
         self.optimizer, self.schedule, self.grad_clip, self.accumulate = optimizer, schedule, grad_clip, accumulate
         self.workers, self.automatic, self.start_method = workers, workers == "auto", start_method
+        self.capture = capture
         self._team: Team | None = None
         self.steps_done = 0
         self.lr = self.grad_norm = math.nan
@@ -185,16 +192,17 @@ class Trainer:
     # The same with workers -------------------------------------------------------------------------------------------
 
     def _prepared(self, ids: np.ndarray, targets: np.ndarray) -> Team | None:
-        """The team, at work; None where this process works alone."""
-        if self.workers == 1:
+        """The team, at work, if only of this process; None where it works alone and without a program."""
+        if self.workers == 1 and not self.capture:
             return None
         _check_batch(self.model, ids, targets)
-        if (count := self.settle_workers(len(ids), ids.size)) == 1:
+        if (count := self.settle_workers(len(ids), ids.size)) == 1 and not self.capture:
             return None
         if self._team is None or self._team.closed or not self._team.fits(ids.size):
             self.close()
             try:
-                self._team = Team(self.model, self.optimizer, count, ids.size, self.accumulate, self.start_method)
+                compute = CapturedGradients if self.capture else EagerGradients
+                self._team = Team(self.model, self.optimizer, count, ids.size, self.accumulate, self.start_method, compute)
             except (WorkerError, OSError) as error:
                 if not self.automatic:
                     raise
