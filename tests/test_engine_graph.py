@@ -68,7 +68,7 @@ def test_a_chain_of_100_000_ops_is_freed_without_backward(no_gc):
 
 def small_model(x, w):
     h = F.relu(F.matmul(x, w))
-    return F.mean(F.square(F.softmax(h) - F.tanh(h) * 0.5))
+    return F.mean(F.square(F.softmax(h, -1) - F.tanh(h) * 0.5))
 
 
 @pytest.mark.parametrize("after_backward", [False, True])
@@ -248,7 +248,7 @@ def test_gradients_have_the_shape_and_dtype_of_their_leaf(dtype):
     lambda x: x * np.float64(2), lambda x: np.float64(2) * x, lambda x: x / np.sqrt(2.0), lambda x: x + np.int64(2),
     lambda x: x * np.arange(3), lambda x: x * tensor([1, 2, 3]), lambda x: x * (x.numpy() > 1), lambda x: x - tensor([1, 2, 3]),
     lambda x: F.where(x > 1, x, np.arange(3)), lambda x: np.arange(3) * x, lambda x: F.var(x), lambda x: F.mean(x),
-    lambda x: F.softmax(x), lambda x: x.sum() / x.size,
+    lambda x: F.softmax(x, -1), lambda x: x.sum() / x.size,
 ])
 def test_float32_stays_float32_beside_numbers_and_integers(expression):
     x = leaf(3, dtype=np.float32)

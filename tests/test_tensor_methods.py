@@ -97,6 +97,8 @@ def test_size_is_numpys_number_too():
     assert x.size == 24
     assert isinstance(x.size, int)
     assert (np.size(x), np.zeros(x.size).shape, math.sqrt(x.size + 1), json.dumps(x.size)) == (24, (24,), 5.0, "24")
+    for y in (A / x.size, x.size * A, A[0, 0, 0] / x.size, x / x.size, x.size - x, x.sum() / x.size):
+        assert y.dtype == np.float32
     assert not tg.zeros(0, 3).size
     assert tg.zeros(0, 3).size() == (0, 3)
     with pytest.raises(IndexRangeError, match=r"size: dim: got 3, expected an axis of shape \(2, 3, 4\)"):

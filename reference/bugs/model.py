@@ -113,14 +113,14 @@ def _slow_sinusoids(original: Any, library: Any) -> Any:
 def _dropout(original: Any, library: Any, mistake: str) -> Any:
     """F.dropout with one mistake."""
 
-    def dropout(input: Any, p: float = 0.5, training: bool = True, generator: Any = None) -> Any:
+    def dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False, *, generator: Any = None) -> Any:
         if mistake == "in eval":
-            return original(input, p, True, generator or np.random.default_rng(0))
+            return original(input, p, True, inplace, generator=generator or np.random.default_rng(0))
         if mistake == "keeps p":
-            return original(input, 1 - p if training and 0 < p < 1 else p, training, generator)
+            return original(input, 1 - p if training and 0 < p < 1 else p, training, inplace, generator=generator)
         if mistake == "one mask":
-            return original(input, p, training, np.random.default_rng(0))
-        out = original(input, p, training, generator)
+            return original(input, p, training, inplace, generator=np.random.default_rng(0))
+        out = original(input, p, training, inplace, generator=generator)
         return out * (1 - p) if training and 0 < p < 1 else out
 
     return dropout

@@ -21,14 +21,18 @@ from tinygrad_llm.ops import IndexRangeError, Op, ShapeError
 class Size(int):
     """How many elements a tensor has: NumPy's `size`. Called, it is torch's: x.size() the shape, x.size(dim) of one axis."""
 
-    shape: tuple[int, ...]
+    _shape: tuple[int, ...]
 
     def __call__(self, dim: int | None = None) -> Any:
         if dim is None:
-            return self.shape
-        if not -len(self.shape) <= dim < len(self.shape):
-            raise IndexRangeError(f"size: dim: got {dim}, expected an axis of shape {self.shape}")
-        return self.shape[dim]
+            return self._shape
+        if not -len(self._shape) <= dim < len(self._shape):
+            raise IndexRangeError(f"size: dim: got {dim}, expected an axis of shape {self._shape}")
+        return self._shape[dim]
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """As an int, which is weak: a subclass of int would make float64 of float32 arrays."""
+        return getattr(ufunc, method)(*[int(a) if isinstance(a, Size) else a for a in inputs], **kwargs)
 
 
 class Tensor:
@@ -106,7 +110,7 @@ class Tensor:
     def size(self) -> Size:
         """Number of elements, as in NumPy; called, torch's size(): the shape, or the size of one axis."""
         size = Size(self._array.size)
-        size.shape = self._array.shape
+        size._shape = self._array.shape
         return size
 
     def numel(self) -> int:

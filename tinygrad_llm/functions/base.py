@@ -35,9 +35,9 @@ def as_operand(value: Any) -> Any:
     """What apply takes: tensors, arrays, Python numbers, and NumPy's scalars as such; lists become constant tensors."""
     if isinstance(value, np.generic):
         return value.item()
-    if isinstance(value, Tensor | np.ndarray | int | float) or value is None:
+    if isinstance(value, Tensor | np.ndarray | float | bool) or value is None:
         return value
-    return as_tensor(value)
+    return int(value) if isinstance(value, int) else as_tensor(value)
 
 
 def as_tensor(value: Any) -> Any:
