@@ -162,7 +162,7 @@ def function_cases(library: Any) -> dict[str, tuple[Any, Any, list[np.ndarray]]]
     mask = np.array([[1, 0, 1], [1, 1, 1], [0, 1, 0]], bool)
     cases: dict[str, tuple[Any, Any, list[np.ndarray]]] = {
         "relu at 0": (F.relu, TF.relu, [np.array([-1.0, 0.0, 2.0])]),
-        "softmax of ±1e4": (F.softmax, lambda x: TF.softmax(x, -1), [np.array([[1e4, -1e4, 9999.0], [1e4, 1e4, 0.0]])]),
+        "softmax of ±1e4": (lambda x: F.softmax(x, -1), lambda x: TF.softmax(x, -1), [np.array([[1e4, -1e4, 9999.0], [1e4, 1e4, 0.0]])]),
         "attention with a mask": (
             lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask),
             lambda q, k, v: TF.scaled_dot_product_attention(q, k, v, torch.from_numpy(mask)), [q, k, v],
