@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.colors import TwoSlopeNorm
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from benchmarks.cases import label
 from benchmarks.measure import fit_power
@@ -17,6 +19,13 @@ from benchmarks.report import exponent, sizes
 
 Record = dict[str, Any]
 STYLE: dict[Any, Any] = {"svg.hashsalt": "tinygrad_llm", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+
+
+class PlainLog(LogFormatter):
+    """0.2 in place of 2e-01"""
+
+    def __call__(self, x: float, pos: Any = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def draw(records: Sequence[Record], folder: Path, number: int = 1) -> list[tuple[str, Path]]:
@@ -48,7 +57,8 @@ def _crossover(records: Sequence[Record]) -> list[tuple[str, str, Figure]]:
     found = []
     for ours, against in dict.fromkeys((r["ours"], r["against"]) for r in ratios):
         cells = [r for r in ratios if (r["ours"], r["against"]) == (ours, against)]
-        found.append((f"crossover-{ours}-{against}", f"Time of {against} / {ours}; 1 on the black line", _map(cells)))
+        about = f"Time of {against} / {ours}; beyond the black line {against} is faster"
+        found.append((f"crossover-{ours}-{against}", about, _map(cells)))
     return found
 
 
@@ -59,9 +69,10 @@ def _scaling(records: Sequence[Record]) -> list[tuple[str, str, Figure]]:
     figure = Figure(figsize=(7.2, 3.2), layout="constrained")
     for i, axis in enumerate(("tokens", "layers")):
         axes = figure.add_subplot(1, 2, i + 1)
+        axes.set(xlabel=axis, ylabel="" if i else "seconds a step", xscale="log", yscale="log")
         for side in dict.fromkeys(r["side"] for r in runs):
             _power(axes, sizes(runs, axis, side), side)
-        axes.set(xlabel=f"{axis} (log)", ylabel="" if i else "seconds a step (log)", xscale="log", yscale="log")
+        _plain(axes.yaxis)
         axes.legend(frameon=False, fontsize=8, title="exponent", title_fontsize=8)
     return [("scaling", "Time of a training step over tokens and over layers, with fitted powers", figure)]
 
@@ -76,7 +87,7 @@ def _power(axes: Axes, points: Sequence[tuple[float, float]], side: str) -> None
     if fit:
         axes.plot(x, [fit.scale * at**fit.exponent for at in x], color=drawn.get_color(), linewidth=1)
     axes.set_xticks(x, [f"{at:,}" for at in x])
-    axes.minorticks_off()
+    axes.set_xticks([], minor=True)
 
 
 PLOTS: dict[str, Callable[[Sequence[Record]], list[tuple[str, str, Figure]]]] = {
@@ -85,35 +96,48 @@ PLOTS: dict[str, Callable[[Sequence[Record]], list[tuple[str, str, Figure]]]] = 
 
 
 def _map(cells: Sequence[Record]) -> Figure:
-    """A heat map d_model × T for each batch, with the line on which both are equally fast."""
+    """A heat map d_model × T for each batch, with a line between the cells where one and where the other is faster."""
     widths, contexts, batches = (sorted({r["case"][key] for r in cells}) for key in ("d_model", "context", "batch"))
-    value = {(r["case"]["d_model"], r["case"]["context"], r["case"]["batch"]): r["median"] for r in cells}
+    value = {(r["case"]["d_model"], r["case"]["context"], r["case"]["batch"]): math.log2(r["median"]) for r in cells}
+    limit = max(1.0, *map(abs, value.values()))
     figure = Figure(figsize=(2.6 * len(batches) + 1, 3), layout="constrained")
-    norm = TwoSlopeNorm(1.0, min(0.5, *value.values()), max(2.0, *value.values()))
     for i, b in enumerate(batches):
         axes = figure.add_subplot(1, len(batches), i + 1)
-        grid = [[value.get((d, t, b), float("nan")) for t in contexts] for d in widths]
-        image = axes.imshow(grid, norm=norm, cmap="RdBu", origin="lower", aspect="auto")
-        if len(widths) > 1 and len(contexts) > 1:
-            axes.contour(grid, levels=[1.0], colors="black", linewidths=1)
-        _write_cells(axes, grid)
+        grid = [[value.get((d, t, b), math.nan) for t in contexts] for d in widths]
+        image = axes.imshow(grid, vmin=-limit, vmax=limit, cmap="RdBu", origin="lower", aspect="auto")
+        _write_cells(axes, grid, limit)
+        _separate(axes, grid)
         axes.set_xticks(range(len(contexts)), map(str, contexts))
         axes.set_yticks(range(len(widths)), map(str, widths))
         axes.set(title=f"B = {b}", xlabel="T", ylabel="d_model" if i == 0 else "")
-    figure.colorbar(image, ax=figure.axes, shrink=0.8)
+    ticks = [power for power in range(-10, 11) if abs(power) <= limit]
+    bar = figure.colorbar(image, ax=figure.axes, shrink=0.8, ticks=ticks)
+    bar.set_ticklabels([f"{2.0**power:g}" for power in ticks])
     return figure
 
 
-def _write_cells(axes: Axes, grid: Sequence[Sequence[float]]) -> None:
+def _write_cells(axes: Axes, grid: Sequence[Sequence[float]], limit: float) -> None:
     for y, row in enumerate(grid):
         for x, value in enumerate(row):
-            axes.text(x, y, f"{value:.2g}", ha="center", va="center", fontsize=8)
+            color = "white" if abs(value) > 0.7 * limit else "black"
+            axes.text(x, y, f"{2**value:.2g}", ha="center", va="center", fontsize=8, color=color)
+
+
+def _separate(axes: Axes, grid: Sequence[Sequence[float]]) -> None:
+    """The edges between neighbours that differ in who is faster."""
+    for y, row in enumerate(grid):
+        for x, value in enumerate(row):
+            if x and (row[x - 1] > 0) != (value > 0):
+                axes.plot([x - 0.5] * 2, [y - 0.5, y + 0.5], color="black", linewidth=2)
+            if y and (grid[y - 1][x] > 0) != (value > 0):
+                axes.plot([x - 0.5, x + 0.5], [y - 0.5] * 2, color="black", linewidth=2)
 
 
 def _figure(label: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 3), layout="constrained")
+    figure = Figure(figsize=(8, 3), layout="constrained")
     axes = figure.add_subplot()
     axes.set(ylabel=label.replace("; ", "\n"), yscale="log")
+    _plain(axes.yaxis)
     return figure, axes
 
 
@@ -133,7 +157,12 @@ def _bars(
             low, high = zip(*map(ends, mine))
             axes.vlines(at, low, high, color="black", linewidth=0.8)
     axes.set_xticks(range(len(cases)), cases)
-    axes.legend(frameon=False, fontsize=8)
+    axes.get_figure().legend(loc="outside right upper", frameon=False, fontsize=8)  # type: ignore[union-attr]
+
+
+def _plain(axis: Axis) -> None:
+    axis.set_major_formatter(PlainLog())
+    axis.set_minor_formatter(PlainLog(minor_thresholds=(2, 0.5)))
 
 
 def _pair(r: Record) -> str:

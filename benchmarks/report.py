@@ -55,8 +55,8 @@ def _training(records: list[Record]) -> list[str]:
     runs = _of(records, "train")
     head = ("case", "side", "ms a step", "tokens/s", "GFLOP/s", "of GEMM peak", "peak memory, MB", "others, cores")
     return [
-        "## Training\n", _case_table(runs), table(head, (_training_row(r, peaks) for r in runs)), _ratio_table(records),
-        _peak_table(records, peaks),
+        "## Training\n", _case_table(runs), _side_table(runs), table(head, (_training_row(r, peaks) for r in runs)),
+        _ratio_table(records), _peak_table(records, peaks),
     ]
 
 
@@ -190,6 +190,11 @@ def _case_table(runs: Sequence[Record]) -> str:
     return table(head, rows)
 
 
+def _side_table(runs: Sequence[Record]) -> str:
+    names = dict.fromkeys(r["side"] for r in runs)
+    return table(("side", "what it is"), ([name, SIDES[name].about if name in SIDES else "–"] for name in names))
+
+
 def _ratio_table(records: list[Record]) -> str:
     """A row a case; where more than one side is ours, a row a case and side."""
     ratios = _of(records, "ratio")
@@ -207,7 +212,7 @@ def _peak_table(records: list[Record], peaks: dict[str, float]) -> str:
     gemm = _of(records, "gemm")
     rows = ([library, _short(peak), ", ".join(_short(r["gflops"]) for r in gemm if r["library"] == library)]
             for library, peak in peaks.items())
-    return table(("float32 matrix product", "peak, GFLOP/s", "before and after"), rows) if peaks else ""
+    return table(("float32 matrix product", "peak, GFLOP/s", "each time"), rows) if peaks else ""
 
 
 def _not_measured(runs: Sequence[list[Record]]) -> str:

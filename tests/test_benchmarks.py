@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import shlex
 import textwrap
 import types
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import machine, measure, run, sides
-from benchmarks.__main__ import main
+from benchmarks.__main__ import main, make_parser
 from benchmarks.cases import GRID, find_cases, scaling_cases
 from benchmarks.guards import test_ratios as guard
 from benchmarks.guards.pairs import PAIRS, Pair
@@ -517,6 +518,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_
     assert error.count("\n") == 1
     assert expected in error
     assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+def test_the_commands_of_the_manual_can_be_read():
+    manual = (machine.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in manual.splitlines() if line.startswith("python -m benchmarks ")]
+    assert len(lines) > 8
+    for line in lines:
+        options = make_parser().parse_args(shlex.split(line.replace("$S", "numpy,torch-sdpa"), comments=True)[3:])
+        if hasattr(options, "sides"):
+            sides.find_sides(options.sides.split(","))
 
 
 def test_the_activation_is_part_of_the_case():
