@@ -139,9 +139,9 @@ def sigmoid(x: Any) -> tuple[Any, Vjp]:
 
 @op(x="~B != 0", torch="torch.abs(x)")
 def abs(x: Any) -> tuple[Any, Vjp]:
-    """|x|.   dx = g · sign x, 0 at 0 as in torch"""
+    """|x|.   dx = g · sign x, 0 at 0 and at nan as in torch"""
     out = np.where(x < 0, -x, x) if x.dtype.kind == "c" else np.abs(x)
-    return out, lambda g: (g * np.sign(x),)
+    return out, lambda g: (g * np.where(x == x, np.sign(x), 0),)
 
 
 @op(x="~B", y="~B", torch="torch.maximum(x, y)")

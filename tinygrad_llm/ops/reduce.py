@@ -73,7 +73,8 @@ def _extreme(name: str, find: Any, x: Any, dim: Dims, keepdim: bool) -> tuple[An
     here = x == found
 
     def vjp(g: Any) -> tuple[Any]:
-        return (np.where(here, g.reshape(kept) / np.sum(here, axis=axes, keepdims=True, dtype=g.dtype), 0),)
+        with np.errstate(divide="ignore", invalid="ignore"):  # beside a nan none is the largest: all are nan, as in torch
+            return (here * (g.reshape(kept) / np.sum(here, axis=axes, keepdims=True, dtype=g.dtype)),)
 
     return found if keepdim else found.reshape(tuple(n for i, n in enumerate(x.shape) if i not in axes)), vjp
 
