@@ -19,6 +19,14 @@ from tinygrad_llm.training.trainer import Trainer
 from tinygrad_llm.training.workers import WorkerError
 
 __all__ = [
-    "Evaluation", "FitResult", "Interrupted", "LoadedModel", "Trainer", "evaluate", "load_model", "plot_losses",
-    "WorkerError", "read_metrics",
+    "Evaluation",
+    "FitResult",
+    "Interrupted",
+    "LoadedModel",
+    "Trainer",
+    "WorkerError",
+    "evaluate",
+    "load_model",
+    "plot_losses",
+    "read_metrics",
 ]
