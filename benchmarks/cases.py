@@ -97,5 +97,5 @@ def scaling_cases(axes: Sequence[str]) -> list[Case]:
 
 SCALING = {
     "tokens": lambda times: Case(f"{128 * times} tokens", times, 128, 256, 4, 4, 65, about="tokens"),
-    "layers": lambda times: Case(f"{times} layers", 4, 128, 256, 4, times, 65, about="layers"),
+    "layers": lambda times: Case(f"{times} layer{'s' * (times > 1)}", 4, 128, 256, 4, times, 65, about="layers"),
 }

@@ -73,7 +73,8 @@ def _scaling(records: Sequence[Record]) -> list[tuple[str, str, Figure]]:
         for side in dict.fromkeys(r["side"] for r in runs):
             _power(axes, sizes(runs, axis, side), side)
         _plain(axes.yaxis)
-        axes.legend(frameon=False, fontsize=8, title="exponent", title_fontsize=8)
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8, title="exponent", title_fontsize=8)
     return [("scaling", "Time of a training step over tokens and over layers, with fitted powers", figure)]
 
 
@@ -124,12 +125,12 @@ def _write_cells(axes: Axes, grid: Sequence[Sequence[float]], limit: float) -> N
 
 
 def _separate(axes: Axes, grid: Sequence[Sequence[float]]) -> None:
-    """The edges between neighbours that differ in who is faster."""
+    """The edges between neighbours that differ in who is faster (in the sign of the logarithm; NaN was not measured)."""
     for y, row in enumerate(grid):
         for x, value in enumerate(row):
-            if x and (row[x - 1] > 0) != (value > 0):
+            if x and row[x - 1] * value < 0:
                 axes.plot([x - 0.5] * 2, [y - 0.5, y + 0.5], color="black", linewidth=2)
-            if y and (grid[y - 1][x] > 0) != (value > 0):
+            if y and grid[y - 1][x] * value < 0:
                 axes.plot([x - 0.5, x + 0.5], [y - 0.5] * 2, color="black", linewidth=2)
 
 
