@@ -369,7 +369,8 @@ def test_help_of_the_program_lists_the_commands_and_exit_codes(capsys):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_the_printed_config_can_be_fed_back(command, capsys, tmp_path):
-    code, out, _ = run(capsys, command.name, *(["--preset", "demo"] if command.presets else []), "--print-config")
+    preset = ["--preset", next(iter(command.presets))] if command.presets else []
+    code, out, _ = run(capsys, command.name, *preset, "--print-config")
     assert code == 0
     tomllib.loads(out)
     path = tmp_path / "config.toml"
@@ -442,3 +443,25 @@ def test_the_checkpoint_of_the_best_model_is_a_plain_safetensors_file(trained):
     tensors, _ = load_checkpoint(trained / "best.safetensors")
     read = numpy_files.load_file(trained / "best.safetensors")
     assert all(np.array_equal(read[name], tensors[name]) for name in tensors)
+
+
+def test_profile_accounts_for_a_step_by_op_and_by_layer(capsys, tmp_path):
+    trace = tmp_path / "step.json"
+    code, out, _ = run(capsys, "profile", "--preset", "toy", "--runs", "1", "--trace", str(trace))
+    assert code == 0
+    head, by_op, by_layer, _ = out.split("\n\n")
+    assert "tokens/s" in head
+    ops, layers = ({line.split()[0] for line in table.splitlines()} for table in (by_op, by_layer))
+    assert {"linear", "linearᵀ", "attention_qkvpacked", "layer_norm", "adamw"} <= ops
+    assert {"blocks.*.ffn.up_proj", "final_norm", "tok_embed"} <= layers
+    events = json.loads(trace.read_text(encoding="utf-8"))["traceEvents"]
+    assert all(event["dur"] > 0 for event in events)
+    assert {"linear", "linearᵀ"} <= {event["cat"] for event in events}
+
+
+def test_profile_prints_the_program(capsys):
+    code, out, _ = run(capsys, "profile", "--preset", "toy", "--program")
+    assert code == 0
+    assert out.startswith("inputs   in0, in1\n")
+    assert " = matmul(" in out
+    assert "blocks.1.attn.qkv_proj" in out
