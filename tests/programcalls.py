@@ -8,8 +8,8 @@ from tinygrad_llm.functions.methods import _INPLACE
 
 # Inputs of these are spread out: they have kinks, or are steep where values meet or vanish.
 KINKED = {
-    "relu", "abs", "sign", "maximum", "minimum", "clamp", "amax", "amin", "argmax", "max", "min", "norm", "linalg.vector_norm",
-    "softplus", "div", "std", "var", "layer_norm", "rms_norm", "comparison",
+    "relu", "abs", "sign", "maximum", "minimum", "clamp", "amax", "amin", "argmax", "argmin", "max", "min", "norm",
+    "linalg.vector_norm", "softplus", "div", "std", "var", "layer_norm", "rms_norm", "comparison",
 }
 POSITIVE = {"log", "sqrt", "rsqrt", "reciprocal", "log1p", "pow"}  # the first input of these is made positive
 
@@ -91,7 +91,18 @@ def to(d):
     return (lambda m, x: x.to(x.dtype)), [d.any()]
 
 
+def packed_attention(d):
+    x, causal = d.floats(*d.shape(0, 1), d.int(1, 3), 3, d.int(1, 2), d.int(1, 3)), d.one(True, False)
+    def call(m, x):
+        if hasattr(m.nn.functional, "attention_qkvpacked"):
+            return m.nn.functional.attention_qkvpacked(x, is_causal=causal)
+        q, k, v = x.transpose(-4, -2).unbind(-3)
+        return m.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal).transpose(-3, -2)
+    return call, [x]
+
+
 MORE = {
+    "attention_qkvpacked": packed_attention, "argmin": lambda d: ((lambda m, x: m.argmin(x)), [d.any()]),
     "getitem": getitem, "operators": operators, "comparison": comparison, "promotion": promotion, "clone": method("clone"),
     "detach": method("detach"), "T": swapped("T", 2, 2), "mT": swapped("mT", 2, 3), "dropout": dropout, "view": view, "to": to,
 }

@@ -35,7 +35,7 @@ CLONED = {  # what of these becomes a member is a clone, as the two share memory
     "flatten": "torch returns a vector itself, ours a view of it", "reshape": "torch promises neither a view nor a copy",
     "view": "as reshape", "repeat": "ours shows its input where nothing is repeated", "tile": "as repeat",
     "prod": "ours shows its input where the axis has one element", "index_select": "ours shows its input where that is 0-d",
-    "gather": "as index_select",
+    "gather": "as index_select", "attention_qkvpacked": "torch has it in parts, whose last is a view",
     "diagonal": "ours copies where the matrix does not lie in one piece", "einsum": "as diagonal",
     "expand": "ours cannot be written to, even where nothing is repeated", "broadcast_to": "as expand",
 }
