@@ -17,7 +17,7 @@ from benchmarks.process import WorkerError
 from benchmarks.report import read_records, write_report
 from benchmarks.sides import find_sides
 
-SIDES, PAIR = "numpy,torch-eager,torch-sdpa,torch-compile", "numpy,torch-sdpa"
+SIDES, PAIR = "numpy-fast,numpy,torch-eager,torch-sdpa,torch-compile", "numpy,torch-sdpa"
 MAY_DIFFER = "grid", "activation", "ops", "d_model", "context", "batch", "axes", "minutes", "resume", "title"
 
 

@@ -68,10 +68,16 @@ def tree(pid: int) -> list[int]:
 
 
 def peak_mb(pid: int) -> float | None:
-    """The largest resident memory, 1e6 bytes: that of each process of the tree, added. Of one process it is exact; of
-    more than one it is a bound from above, for their peaks need not coincide, and shared pages count in each."""
-    sizes = [_status(process).get("VmHWM", 0) for process in tree(pid)]
-    return sum(sizes) * 1024 / 1e6 or None
+    """The largest resident memory of a tree of processes, 1e6 bytes.
+
+    Of one process it is its peak. Of several it is the larger of the first one's peak and of what all have now, pages that
+    they share counted once (proportional set sizes): peaks, added, would count those pages in each.
+    """
+    processes = tree(pid)
+    peak = _status(pid).get("VmHWM", 0)
+    if len(processes) > 1:
+        peak = max(peak, sum(_status(process, "smaps_rollup").get("Pss", 0) for process in processes))
+    return peak * 1024 / 1e6 or None
 
 
 class Bystanders:
@@ -107,10 +113,10 @@ def _stat(path: Path) -> list[str] | None:
         return None
 
 
-def _status(pid: int | str) -> dict[str, int]:
-    """The numbers in /proc/PID/status; sizes in KiB."""
+def _status(pid: int | str, file: str = "status") -> dict[str, int]:
+    """The numbers in a file of /proc/PID; sizes in KiB."""
     try:
-        lines = [line.split() for line in (PROC / str(pid) / "status").read_text().splitlines()]
+        lines = [line.split() for line in (PROC / str(pid) / file).read_text().splitlines()]
     except OSError:
         return {}
     return {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
