@@ -12,6 +12,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -243,25 +244,30 @@ def run_torch(call: Call, dtype: Any = np.float64, device: str = "cpu") -> list[
 def _run_torch(call: Call, dtype: Any, device: str) -> list[np.ndarray]:
     tensors: list[Any] = [None if a is None else torch.tensor(a, device=device) for a in call.inputs(dtype)]
     wanted = [tensors[i].requires_grad_() for i in call.wrt]
-    with torch.device(device):
+    with torch.device(device) if device != "cpu" else nullcontext():  # which costs as much as a call
         out = call_torch(call.op, tensors, call.options)
     cotangent = torch.from_numpy(call.cotangent).to(out.dtype).to(device)
     gradients = torch.autograd.grad(out, wanted, cotangent, allow_unused=True) if wanted else ()
     filled = [torch.zeros_like(t) if d is None else d for t, d in zip(wanted, gradients)]
-    return [value.detach().cpu().numpy() for value in (out, *filled)]
+    return [value.numpy(force=True) for value in (out, *filled)]
 
 
 def call_torch(op: Op, tensors: Sequence[Any], options: dict[str, Any]) -> torch.Tensor:
     """Evaluate the record's torch expression, in the names of the op's arguments and options."""
     names: dict[str, Any] = {"torch": torch, "F": F, "np": np, "getattr": getattr, **options}
     if op.variadic:
-        code = op.function.__code__
-        names[code.co_varnames[code.co_argcount + code.co_kwonlyargcount]] = list(tensors)
+        names[variadic_name(op)] = list(tensors)
     else:
         names.update(zip([arg.name for arg in op.args], tensors))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only index arrays
         return eval(_compiled(op.torch), names)
+
+
+def variadic_name(op: Op) -> str:
+    """The name of the argument that takes any number of arrays."""
+    code = op.function.__code__
+    return code.co_varnames[code.co_argcount + code.co_kwonlyargcount]
 
 
 @functools.cache
