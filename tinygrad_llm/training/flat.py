@@ -10,12 +10,12 @@ AdamW.step, so that its bits are the same, wherever the slices are cut.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_llm.autograd import Tensor, no_grad
+from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.optim import CHUNK, MOMENTS, AdamW, descend
 from tinygrad_llm.training.memory import ALIGNMENT, SharedMemory
 
@@ -80,16 +80,27 @@ class Layout:
 
 
 class Flat:
-    """The memory of a layout, and what is done with it."""
+    """The memory of a layout, and what is done with it. Each process remembers its arrays: making them takes as long as a
+    step of a small model."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.memory = layout, SharedMemory(layout.nbytes)
+        self.made: dict[Any, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "made": {}}
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
 
     # Looking at it ---------------------------------------------------------------------------------------------------
 
     def whole(self, role: str, dtype: str) -> np.ndarray:
         """What the trained parameters of a dtype have in a role, one after the other."""
-        return self.memory.array(self.layout.offsets[role, dtype], (self.layout.trained_sizes[dtype],), dtype)
+        place = self.layout.offsets[role, dtype], (self.layout.trained_sizes[dtype],), dtype
+        return self._once((role, dtype), lambda: self.memory.array(*place))
 
     def view(self, role: str, index: int) -> np.ndarray:
         """What one parameter has in a role, in its shape."""
@@ -103,38 +114,43 @@ class Flat:
 
     def batch(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
         """Room for ids and targets, int64 [B, T] each."""
-        ids, targets = (self.memory.array(self.layout.offsets[role, "i8"], shape, "i8") for role in ("ids", "targets"))
-        return ids, targets
+        return self._once(shape, lambda: tuple(self.memory.array(self.layout.offsets[role, "i8"], shape, "i8")
+                                               for role in ("ids", "targets")))
 
     # One worker's slice of a step ------------------------------------------------------------------------------------
 
     def reduce(self, rank: int, ranks: Sequence[int]) -> float:
         """Add the gradients of `ranks`, in this order, into the first's, on the slice of worker `rank`; ‖sum‖² there."""
-        for dtype in self.layout.trained_sizes:
+        for dtype in self.layout.trained_sizes if len(ranks) > 1 else ():
             start, stop = self._slice(dtype, rank)
             total, *others = [self.whole(f"gradient {r}", dtype)[start:stop] for r in ranks]
             for at in range(0, total.size, CHUNK):
                 piece = total[at : at + CHUNK]
                 for other in others:
                     np.add(piece, other[at : at + CHUNK], out=piece)
-        return sum(float(np.dot(piece, piece)) for piece in self._pieces(rank, ranks[0]))
+        pieces = self._once(("pieces", rank, ranks[0]), lambda: list(self._pieces(rank, ranks[0])))
+        return sum([float(np.dot(piece, piece)) for piece in pieces])
 
     def update(self, rank: int, source: int, runs: Iterable[Run], scale: float) -> None:
         """AdamW on the slice of worker `rank`, with `scale` times the gradient that stands in worker `source`'s."""
         for run in runs:
-            low, high = self._slice(run.dtype, rank)
-            roles = ("weights", f"gradient {source}", *self._moments_of(run.settings))
-            arrays = [self.whole(role, run.dtype) for role in roles]
-            scratch = np.empty(CHUNK, run.dtype)
-            for start in range(max(low, run.start), min(high, run.stop), CHUNK):
-                stop = min(start + CHUNK, high, run.stop)
-                pieces = [a[start:stop] for a in arrays]
+            key = "chunks", rank, source, *run[:3], run.settings["amsgrad"]
+            if key not in self.made:
+                self.made[key] = list(self._chunks(rank, source, run))
+            for pieces in self.made[key]:
                 if scale != 1:
-                    np.multiply(pieces[1], scale, out=pieces[1])
-                descend(scratch[: stop - start], *pieces, run.settings, run.step)
+                    np.multiply(pieces[2], scale, out=pieces[2])
+                descend(*pieces, run.settings, run.step)
 
-    def _moments_of(self, settings: dict[str, Any]) -> Sequence[str]:
-        return MOMENTS if settings["amsgrad"] else MOMENTS[:2]
+    def _chunks(self, rank: int, source: int, run: Run) -> Iterator[list[np.ndarray]]:
+        """Scratch, weights, gradients and moments of a run on a worker's slice, a cache's fill at a time."""
+        low, high = self._slice(run.dtype, rank)
+        moments = MOMENTS if run.settings["amsgrad"] else MOMENTS[:2]
+        arrays = [self.whole(role, run.dtype) for role in ("weights", f"gradient {source}", *moments)]
+        scratch = self._once(("scratch", run.dtype), lambda: np.empty(CHUNK, run.dtype))
+        for start in range(max(low, run.start), min(high, run.stop), CHUNK):
+            stop = min(start + CHUNK, high, run.stop)
+            yield [scratch[: stop - start], *[a[start:stop] for a in arrays]]
 
     def _slice(self, dtype: str, rank: int) -> tuple[int, int]:
         """Equal shares, cut at multiples of 64 bytes, so that no two workers write into one cache line."""
@@ -159,7 +175,11 @@ class Lodging:
         layout = flat.layout
         self.optimizer, self.parameters, self.layout = optimizer, parameters, layout
         self.weights = [flat.view("weights", i) for i in range(len(parameters))]
-        self.moments = {name: [flat.view(name, i) for i in range(layout.trained)] for name in layout.moments}
+        self.views = [[(name, flat.view(name, i)) for name in layout.moments] for i in range(layout.trained)]
+        self.owners = [group for group in optimizer.param_groups for _ in group["params"]]
+        self.known: tuple[Any, int] = None, 0
+        self.states: list[dict[str, Any] | None] = []
+        self.plans: dict[Any, list[tuple[Place, int, int]]] = {}
 
     def enter(self) -> None:
         """Take in whatever is not in its place: all at first, and later what load_state_dict and the like have replaced."""
@@ -167,12 +187,21 @@ class Lodging:
             if p._array is not view:
                 np.copyto(view, p._array)
                 p._array = view
-        for i, p in enumerate(self.parameters[: self.layout.trained]):
-            state = self.optimizer.state.get(id(p), {})
-            for name in state.keys() & self.moments.keys():
-                if state[name] is not self.moments[name][i]:
-                    np.copyto(self.moments[name][i], state[name])
-                    state[name] = self.moments[name][i]
+        known = self.optimizer.state, len(self.optimizer.state)
+        if known[0] is not self.known[0] or known[1] != self.known[1]:
+            self.known, self.states = known, [self._entered(i) for i in range(self.layout.trained)]
+        for i, state in enumerate(self.states):
+            if state and any(state[name] is not view for name, view in self.views[i] if name in state):
+                self._entered(i)
+
+    def _entered(self, i: int) -> dict[str, Any] | None:
+        """The state of a parameter, its moments in their places; None where AdamW has not met it yet."""
+        state: dict[str, Any] | None = self.optimizer.state.get(id(self.parameters[i]))
+        for name, view in self.views[i]:
+            if state and name in state and state[name] is not view:
+                np.copyto(view, state[name])
+                state[name] = view
+        return state
 
     def leave(self) -> None:
         """Give each array memory of its own."""
@@ -180,48 +209,56 @@ class Lodging:
             if p._array is view:
                 p._array = view.copy()
         for state in self.optimizer.state.values():
-            for name in state.keys() & self.moments.keys():
+            for name in state.keys() & set(self.layout.moments):
                 state[name] = np.array(state[name])
+        self.known = None, 0
 
     def advance(self, present: np.ndarray) -> list[Run]:
         """Count one more step for the parameters that have a gradient; how AdamW is to treat them. present [trained]"""
-        owners = [group for group in self.optimizer.param_groups for _ in group["params"]]
-        runs: list[Run] = []
-        for i, (p, group) in enumerate(zip(self.parameters, owners)):
-            if present[i]:
-                self._append(runs, self.layout.places[i], group, self._count(i, p, group))
-        return runs
+        steps = [self._count(i) if here else 0 for i, here in enumerate(present.tolist())]
+        settings = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
+        newest, alike = max(steps), [(settings.index(s), bool(s["eps"])) for s in settings]
+        key = tuple([newest - step if step else -1 for step in steps]), tuple(alike)
+        if key not in self.plans:
+            self.plans[key] = self._plan(steps, settings)
+        return [Run(place.dtype, place.start, place.stop, settings[group], newest - behind)
+                for place, group, behind in self.plans[key]]
 
-    def _count(self, i: int, p: Tensor, group: dict[str, Any]) -> int:
-        state = self.optimizer.state.setdefault(id(p), {"step": 0})
-        for name in MOMENTS if group["amsgrad"] else MOMENTS[:2]:
-            if name not in state:
-                state[name] = self.moments[name][i]
-                state[name].fill(0)
+    def _count(self, i: int) -> int:
+        p, state = self.parameters[i], self.states[i]
+        if state is None:
+            state = self.states[i] = self.optimizer.state[id(p)] = {"step": 0}
+            self.known = self.optimizer.state, len(self.optimizer.state)
+        for name, view in self.views[i]:
+            if name not in state and (name != MOMENTS[2] or self.owners[i]["amsgrad"]):
+                view.fill(0)
+                state[name] = view
         state["step"] += 1
-        with no_grad():
-            p._write(_nothing)  # a graph made before the step must not be used after it
+        p._version.count += 1  # a graph made before the step must not be used after it
         return state["step"]
 
-    def _append(self, runs: list[Run], place: Place, group: dict[str, Any], step: int) -> None:
-        """The zeros between neighbours take part: AdamW leaves them zero. Where eps is 0 it would divide zero by zero."""
-        settings = {name: value for name, value in group.items() if name != "params"}
-        if runs and runs[-1][:1] + runs[-1][3:] == (place.dtype, settings, step) and settings["eps"]:
-            last = runs.pop()
-            if _aligned(last.stop, last.dtype) == place.start:
-                place = place._replace(start=last.start)
-            else:
-                runs.append(last)
-        runs.append(Run(place.dtype, place.start, place.stop, settings, step))
+    def _plan(self, steps: list[int], settings: list[dict[str, Any]]) -> list[tuple[Place, int, int]]:
+        """(place, number of the group, steps behind the newest) of each run of neighbours with equal settings and steps.
+
+        The zeros between neighbours take part: AdamW leaves them zero. Where eps is 0 it would divide zero by zero.
+        """
+        numbers = [n for n, group in enumerate(self.optimizer.param_groups) for _ in group["params"]]
+        runs: list[tuple[Place, int, int]] = []
+        for place, number, step in zip(self.layout.places, numbers, steps):
+            if not step:
+                continue
+            behind = max(steps) - step
+            before, other, other_behind = runs[-1] if runs else (place, number, -1)
+            if ((before.dtype, before.end, other_behind) == (place.dtype, place.start, behind)
+                    and settings[number] == settings[other] and settings[number]["eps"]):
+                place = place._replace(start=runs.pop()[0].start)
+            runs.append((place, number, behind))
+        return runs
 
 
 def clip_scale(norm: float, max_norm: float | None) -> float:
     """What clip_grad_norm_ multiplies gradients by."""
     return min(1.0, (max_norm or math.inf) / (norm + 1e-6))
-
-
-def _nothing(array: np.ndarray) -> None:
-    pass
 
 
 def _aligned(count: int, dtype: str) -> int:

@@ -222,6 +222,10 @@ class Trainer:
         return sum([loss * weight for loss, weight in losses])
 
     def _zero_grad(self) -> None:
+        if self._team is not None:
+            for p in self._team.lodging.parameters:
+                p.grad = None
+            return
         self.model.zero_grad()
         self.optimizer.zero_grad()
 

@@ -145,7 +145,7 @@ class Team:
         for room, values in zip(self.flat.batch(ids.shape), (ids, targets)):
             np.copyto(room, values)
         if not self.children:
-            return self.worker.gradients(ids.shape, None, self.worker.modes())
+            return self.worker.gradients(ids.shape, None, (b"", b""))
         seeds, states = self.streams.draw(), self.streams.states()
         try:
             answers = self._all("gradients", ids.shape, seeds, self.worker.modes())
