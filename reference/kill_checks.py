@@ -30,7 +30,7 @@ from tinygrad_llm.policy import Comparison, compare_float32, compare_float64
 
 OPS = (
     "add", "sub", "mul", "div", "matmul", "linear", "layer_norm", "attention", "softmax", "log_softmax", "cross_entropy",
-    "embedding", "relu", "gelu", "tanh", "mean", "reshape", "permute", "getitem",
+    "embedding", "relu", "gelu", "tanh", "mean", "reshape", "permute", "getitem", "attention_qkvpacked", "linear_cross_entropy",
 )  # fmt: skip
 MODELS = (
     TransformerConfig(11, 6, 8, 2, 2, activation="gelu_tanh", positions="learned", tie_embeddings=True),

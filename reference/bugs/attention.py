@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -43,26 +41,7 @@ def attention(
 
 
 def _wrong(**mistake: Any) -> Apply:
-    return _everywhere(partial(attention, **mistake))
-
-
-def _everywhere(body: Any) -> Apply:
-    """The body of attention, and of the packed one that the model calls."""
-
-    def packed(qkv: Any, **options: Any) -> tuple[Any, Any]:
-        out, vjp = body(*[np.swapaxes(qkv[..., i, :, :], -3, -2) for i in range(3)], **options)
-
-        def packed_vjp(g: Any) -> tuple[Any]:
-            return (np.stack([np.swapaxes(d, -3, -2) for d in vjp(np.swapaxes(g, -3, -2))], -3),)
-
-        return np.swapaxes(out, -3, -2), packed_vjp
-
-    @contextmanager
-    def apply(library: Any) -> Iterator[None]:
-        with op_body("attention", body)(library), op_body("attention_qkvpacked", packed)(library):
-            yield
-
-    return apply
+    return op_body("attention", partial(attention, **mistake))
 
 
 def _swapped(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> tuple[Any, Any]:
@@ -119,7 +98,7 @@ BUGS = [
     Bug("attention", "mask −10 in place of −∞", "a finite mask", _wrong(hidden=-10.0)),
     Bug("attention", "softmax over the queries", "axis −2 in place of −1", _wrong(axis=-2)),
     Bug("attention", "dS without Σ dP P", "softmax backward without its sum", _wrong(sum_term=False)),
-    Bug("attention", "query and key swapped", "k qᵀ in place of q kᵀ", _everywhere(_swapped)),
+    Bug("attention", "query and key swapped", "k qᵀ in place of q kᵀ", op_body("attention", _swapped)),
     Bug("attention", "dV = P g, not Pᵀ g", "a transpose",
         op_gradients("attention", lambda d, g, q, k, v, *rest: [d[0], d[1], _untransposed(d[2], g, q, k), *d[3:]])),
     Bug("attention", "heads split along the wrong axis", "reshape [B,T,d] to [B,H,T,D]", _mistaken_heads(split="wrong")),
