@@ -18,6 +18,11 @@ def where(condition: Any, x: Any, y: Any, out: Any) -> None:
     np.copyto(out, x, casting="unsafe", where=condition)
 
 
+def clip(x: Any, low: Any, high: Any, out: Any) -> None:
+    """out = min(max(x, low), high)."""
+    np.clip(x, low, high, out=out)
+
+
 def take(x: Any, *parts: Any, index: Any, out: Any) -> None:
     """out = x[index]; the arrays of the index are arguments, their places in it are Holes."""
     out[...] = x[fill(index, parts)]

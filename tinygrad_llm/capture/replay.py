@@ -68,7 +68,7 @@ class Replay:
             return functools.partial(np.copyto, out, args[0], "unsafe")
         if call.kind == "reduce" and call.options.keys() == {"axis", "keepdims"}:
             return functools.partial(call.function, *args, call.options["axis"], None, out, call.options["keepdims"])
-        if call.kind in ("ufunc", "matmul") and not call.options:
+        if isinstance(call.function, np.ufunc) and not call.options:
             args = _without_numbers(call.function, args)
             if call.function not in _KEYWORD_OUT:  # by position: half the time of a call on a few elements
                 return functools.partial(call.function, *args, out)

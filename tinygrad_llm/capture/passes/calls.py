@@ -88,6 +88,7 @@ def writes(program: Program) -> Counter[Buffer]:
 
 def sink_copies(program: Program) -> Program:
     """Where all of an array is only copied elsewhere, whoever makes it writes there at once."""
+    program = _without_whole_copies(program)
     calls: list[Any] = list(program.calls)
     writers = writes(program)
     readers = Counter(b for call in program.flat() for b in {v.buffer for v in call.reads})
@@ -106,6 +107,25 @@ def sink_copies(program: Program) -> Program:
             if writers[place.buffer] == 1:
                 makers[place.buffer] = made
     return dataclasses.replace(program, calls=[call for call in calls if call is not None])
+
+
+def _without_whole_copies(program: Program) -> Program:
+    """A buffer that many calls write, and that is at last copied as a whole into one of the same layout, is that one."""
+    calls: list[Any] = list(program.calls)
+    writers = writes(program)
+    last = {call.out.buffer: k for k, call in enumerate(calls) if call.out is not None}
+    same: dict[Buffer, Buffer] = {}
+    for k, copy in enumerate(calls):
+        if copy.kind != "copy" or not isinstance(copy.args[0], View):
+            continue
+        source, target = copy.args[0], copy.out
+        alike = source.is_whole() and dataclasses.replace(source, buffer=target.buffer) == target
+        if (alike and source.buffer.kind == "temp" and source.buffer not in same and writers[target.buffer] == 1
+                and last.get(source.buffer, k) < k):
+            same[source.buffer], calls[k] = target.buffer, None
+    for buffer in reversed(same):  # of a copy of a copy
+        same[buffer] = same.get(same[buffer], same[buffer])
+    return dataclasses.replace(program, calls=[renamed(call, same) for call in calls if call is not None])
 
 
 def _redirected(maker: Call | None, copy: Call) -> View | None:
@@ -154,8 +174,8 @@ def _suits(maker: Call, strides: tuple[int, ...], made: View) -> bool:
         return True
     if maker.kind == "reduce" and _order(made.strides, made.shape) != _order(strides, made.shape):
         return False  # NumPy would add up in another order
-    if maker.kind == "matmul" and maker.function is np.matmul:
-        return made.ndim >= 2 and strides[-1] == unit and strides[-2] >= unit * made.shape[-1]
+    if maker.function is np.matmul and made.ndim >= 2:
+        return strides[-1] == unit and strides[-2] >= unit * made.shape[-1]
     return last[-1][1] == unit
 
 
