@@ -2,7 +2,8 @@
 
     ops         drawn calls of the ops of a Transformer against torch; a vjp must leave its cotangent alone
     functions   nn.functional and its options against torch: kinks, masks, ±1e4 scores, every kind of cross entropy
-    model       logits, loss, every gradient of three models (reference.equivalence.compare_models)
+    model       logits, loss, every gradient of some models (reference.equivalence.compare_models)
+    replay      a captured training step of a model with dropout beside the same step without capture, as its weights change
     training    AdamW steps of a model beside torch's (compare_training)
     optimizer   AdamW, clipping and the schedule alone, on given gradients
     dropout     what is kept, its scale, its gradient, eval mode, fresh masks
@@ -10,10 +11,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -21,6 +26,7 @@ import torch
 import torch.nn.functional as TF
 
 from reference import train
+from reference.bugs.patch import patched
 from reference.equivalence import compare_models, compare_training
 from reference.opdraw import Call, draw_calls
 from reference.ops_report import judge_call
@@ -35,13 +41,15 @@ OPS = (
 MODELS = (
     TransformerConfig(11, 6, 8, 2, 2, activation="gelu_tanh", positions="learned", tie_embeddings=True),
     TransformerConfig(11, 6, 8, 2, 2, norm_position="post"),
-    TransformerConfig(11, 6, 8, 2, 1, activation="gelu"),
+    TransformerConfig(600, 6, 8, 2, 1, activation="gelu"),  # two chunks of the vocabulary: see small_pieces
 )
 ADAMW: tuple[dict[str, Any], ...] = (
     {}, {"lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 0.3}, {"amsgrad": True, "betas": (0.9, 0.6)}, {"maximize": True},
     {"eps": 1e-3},
 )  # fmt: skip
 STEPS = 6
+FIRST_OF_CHUNK = 512
+"""With small_pieces, the class at which the vocabulary's second chunk begins."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,34 @@ def check_model(library: Any) -> Iterator[Finding]:
                 yield _finding(row)
 
 
+def check_replay(library: Any) -> Iterator[Finding]:
+    """Losses and gradients of a replayed step, of which all but the first run see other weights and draw other masks."""
+    config = dataclasses.replace(MODELS[1], n_layers=1, context_length=3, dropout=0.3)
+    ours, eager = (library.Transformer(config, dtype=np.float64) for _ in range(2))
+    capture = resolve_name(f"{library.__name__}.capture")
+    steps = capture.compile(functools.partial(_gradients, ours)), functools.partial(_gradients, eager)
+    for ids, targets in _batches(config, 3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # what cannot be captured runs without it
+            losses = [step(ids, targets).detach().numpy() for step in steps]
+        found = [(*losses, "loss of a replay")]
+        found += [(p.grad.numpy(), q.grad.numpy(), f"grad {name} of a replay")
+                  for (name, p), q in zip(ours.named_parameters(), eager.parameters()) if q.grad is not None]
+        for got, expected, name in found:
+            row = compare_float64(got, expected, name)
+            if row.failed:
+                yield _finding(row)
+        for p in (*ours.parameters(), *eager.parameters()):
+            p.detach().mul_(0.9)
+            p.grad = None
+
+
+def _gradients(model: Any, ids: Any, targets: Any) -> Any:
+    loss = model.loss(ids, targets)
+    loss.backward()
+    return loss
+
+
 def check_training(library: Any) -> Iterator[Finding]:
     """Losses and weights over some AdamW steps."""
     for config in MODELS[1:2]:
@@ -128,18 +164,25 @@ def check_dropout(library: Any) -> Iterator[Finding]:
 
 
 CHECKS: dict[str, Callable[[Any], Iterator[Finding]]] = {
-    "ops": check_ops, "functions": check_functions, "model": check_model, "training": check_training,
-    "optimizer": check_optimizer, "dropout": check_dropout,
+    "ops": check_ops, "functions": check_functions, "model": check_model, "replay": check_replay,
+    "training": check_training, "optimizer": check_optimizer, "dropout": check_dropout,
 }  # fmt: skip
 
 
 def first_finding(check: Callable[[Any], Iterator[Finding]], library: Any) -> Finding | None:
     """What the check sees first; an exception that it raises is seen too."""
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), small_pieces(library):
             return next(check(library), None)
     except Exception as error:
         return Finding(f"raises: {str(error).splitlines()[0][:100] if str(error) else type(error).__name__}", "", math.inf)
+
+
+@contextmanager
+def small_pieces(library: Any) -> Iterator[None]:
+    """Fused ops go by pieces so small that a small model has several: 4 query rows, FIRST_OF_CHUNK classes."""
+    with patched(library.ops.attention, "_ROWS", 4), patched(library.ops.losses, "_CHUNK", 1):
+        yield
 
 
 @functools.cache
@@ -162,12 +205,20 @@ def function_cases(library: Any) -> dict[str, tuple[Any, Any, list[np.ndarray]]]
     mask = np.array([[1, 0, 1], [1, 1, 1], [0, 1, 0]], bool)
     cases: dict[str, tuple[Any, Any, list[np.ndarray]]] = {
         "relu at 0": (F.relu, TF.relu, [np.array([-1.0, 0.0, 2.0])]),
-        "softmax of ±1e4": (lambda x: F.softmax(x, -1), lambda x: TF.softmax(x, -1), [np.array([[1e4, -1e4, 9999.0], [1e4, 1e4, 0.0]])]),
+        "softmax of ±1e4": (
+            lambda x: F.softmax(x, -1), lambda x: TF.softmax(x, -1), [np.array([[1e4, -1e4, 9999.0], [1e4, 1e4, 0.0]])],
+        ),
         "attention with a mask": (
             lambda q, k, v: F.scaled_dot_product_attention(q, k, v, mask),
             lambda q, k, v: TF.scaled_dot_product_attention(q, k, v, torch.from_numpy(mask)), [q, k, v],
         ),
     }  # fmt: skip
+    border = torch.tensor([0, FIRST_OF_CHUNK - 1, FIRST_OF_CHUNK, 599, -100])
+    cases["linear cross entropy over two chunks"] = (
+        lambda x, w, b: F.linear_cross_entropy(x, w, border.numpy(), linear_bias=b),
+        lambda x, w, b: TF.cross_entropy(TF.linear(x, w, b), border),
+        [rng.standard_normal(s) for s in ((5, 3), (600, 3), (600,))],
+    )  # fmt: skip
     for approximate in ("none", "tanh"):
         cases[f"gelu {approximate}"] = (
             functools.partial(F.gelu, approximate=approximate), functools.partial(TF.gelu, approximate=approximate), [logits],
@@ -229,7 +280,10 @@ def _model(library: Any, config: TransformerConfig, dtype: Any) -> Any:
 def _batches(config: TransformerConfig, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(5)
     tokens = rng.integers(0, config.vocab_size, (count, 3, config.context_length + 1))
-    return [(t[:, :-1], t[:, 1:]) for t in tokens]
+    targets = tokens[:, :, 1:].copy()
+    targets[:, 0, -1] = -100  # ignored
+    targets[:, 1, -1] = min(FIRST_OF_CHUNK, config.vocab_size - 1)
+    return list(zip(tokens[:, :, :-1], targets))
 
 
 def _adamw_runs(library: Any, settings: Mapping[str, Any], dtype: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

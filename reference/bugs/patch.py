@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -121,9 +122,7 @@ def method(path: str, make: Callable[[Any, Any], Any]) -> Apply:
 
     def apply(library: Any) -> AbstractContextManager[None]:
         *way, name = path.split(".")
-        target = library
-        for step in way:
-            target = getattr(target, step)
+        target = resolve_name(".".join([library.__name__, *way]))  # imports what the package itself does not
         return patched(target, name, make(getattr(target, name), library))
 
     return apply
