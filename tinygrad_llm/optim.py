@@ -136,18 +136,21 @@ def _chunks(p: np.ndarray, g: np.ndarray, *moments: np.ndarray) -> Iterator[list
 
 
 def descend(a: np.ndarray, p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, *rest: Any) -> None:
-    """AdamW's update of one piece, in place, with a as scratch; rest: the largest v so far (amsgrad), settings, step."""
+    """AdamW's update of one piece, in place, with a as scratch; rest: the largest v so far (amsgrad), settings, step.
+
+    With c = √(1 − β₂ᵗ):   m̂ / (√v̂ + eps) = c / (1 − β₁ᵗ) · m / (√v + c · eps), which saves a pass.
+    """
     *largest, group, step = rest
     b1, b2 = group["betas"]
+    c = math.sqrt(1 - b2**step)
     g = -g if group["maximize"] else g
     m += np.multiply(np.subtract(g, m, out=a), 1 - b1, out=a)
     v *= b2
     v += np.multiply(np.multiply(g, g, out=a), 1 - b2, out=a)
     np.sqrt(np.maximum(largest[0], v, out=largest[0]) if group["amsgrad"] else v, out=a)
-    a /= math.sqrt(1 - b2**step)
-    a += group["eps"]
+    a += c * group["eps"]
     np.divide(m, a, out=a)
-    a *= group["lr"] / (1 - b1**step)
+    a *= c * group["lr"] / (1 - b1**step)
     if group["weight_decay"]:
         p *= 1 - group["lr"] * group["weight_decay"]
     p -= a
