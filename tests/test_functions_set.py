@@ -73,8 +73,8 @@ NAMES = [
 METHODS = [*[name for name in NAMES if name not in ("cat", "einsum", "stack")], "expand", "repeat", "view", "to"]
 FUNCTIONAL = [
     "cross_entropy", "dropout", "embedding", "gelu", "kl_div", "layer_norm", "linear", "linear_cross_entropy",
-    "log_softmax", "mse_loss", "nll_loss", "one_hot", "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu", "softmax", "softmin",
-    "softplus", "tanh",
+    "log_softmax", "mse_loss", "nll_loss", "one_hot", "relu", "rms_norm", "scaled_dot_product_attention", "sigmoid", "silu",
+    "softmax", "softmin", "softplus", "tanh",
 ]
 MODULES = ["Dropout", "Embedding", "GELU", "LayerNorm", "Linear", "RMSNorm", "ReLU", "SiLU"]
 
