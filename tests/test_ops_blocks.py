@@ -6,9 +6,8 @@ import torch
 from opchecks import check_adjoint, check_float32, check_float64, judge32, judge64
 
 from reference.opdraw import Seeded, Sizes, draw_call
-from tinygrad_llm.ops import REGISTRY
+from tinygrad_llm.ops import REGISTRY, losses
 from tinygrad_llm.ops import attention as attention_module
-from tinygrad_llm.ops import losses
 
 LONG = Sizes(low=1, high=7, lead=(0, 1))
 

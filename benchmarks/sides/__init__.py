@@ -44,8 +44,8 @@ def _peer(name: str, module: str, library: str, about: str, *needs: str) -> Side
 
 
 SIDES = {side.name: side for side in (
-    Side("numpy-fast", f"{PACKAGE}.numpy_fast", "numpy", "this library: the step replayed as a program, rows shared by processes",
-         ours=True),
+    Side("numpy-fast", f"{PACKAGE}.numpy_fast", "numpy",
+         "this library: the step replayed as a program, rows shared by processes", ours=True),
     Side("numpy", f"{PACKAGE}.numpy_eager", "numpy", "this library, eager: a graph of vjps, one process", ours=True),
     _torch("torch-eager", "attention written out, default AdamW", naive=True),
     _torch("torch-sdpa", "scaled_dot_product_attention, fused AdamW", fused=True),
