@@ -83,6 +83,18 @@ def active_recorder() -> Any:
     return _modes.recorder
 
 
+def check_write(name: str, array: Any) -> None:
+    """The recorder's error for a write that it cannot record."""
+    if _modes.recorder is not None:
+        _modes.recorder.check_write(name, array)
+
+
+def check_read(name: str) -> None:
+    """The recorder's error where values are asked for that a program would not ask for again."""
+    if _modes.recorder is not None:
+        _modes.recorder.check_read(name)
+
+
 @contextmanager
 def recording(recorder: Any) -> Iterator[None]:
     """Inside, ops run on the arrays of a recorder: see tinygrad_llm.capture.record."""

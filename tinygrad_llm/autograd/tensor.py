@@ -13,7 +13,14 @@ import numpy as np
 from tinygrad_llm.autograd.backward import backward
 from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node, Version, WriteError, root
 from tinygrad_llm.autograd.hooks import Hooks, RemovableHandle, hooks_of
-from tinygrad_llm.autograd.modes import active_recorder, calling_line, is_anomaly_check_nan_enabled, is_grad_enabled
+from tinygrad_llm.autograd.modes import (
+    active_recorder,
+    calling_line,
+    check_read,
+    check_write,
+    is_anomaly_check_nan_enabled,
+    is_grad_enabled,
+)
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import IndexRangeError, Op, ShapeError
 
@@ -153,9 +160,14 @@ class Tensor:
 
     def numpy(self) -> np.ndarray:
         """The values as an ndarray that shares memory with the tensor."""
-        return self._array
+        return self.__values__()
+
+    def __values__(self) -> Any:
+        recorder = active_recorder()
+        return self._array if recorder is None else recorder.lift(self._array)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        check_read("array")
         return np.array(self._array, dtype=dtype, copy=copy)
 
     @property
@@ -173,10 +185,12 @@ class Tensor:
         """The only element, as a Python number. Errors: ShapeError where there is not exactly one."""
         if self._array.size != 1:
             raise ShapeError(f"item: got a tensor of shape {self.shape}, expected one element")
+        check_read("item")
         return self._array.item()
 
     def tolist(self) -> Any:
         """The values as nested lists of Python numbers."""
+        check_read("tolist")
         return self._array.tolist()
 
     def __float__(self) -> float:
@@ -279,6 +293,7 @@ class Tensor:
         """Write into the array, outside of every graph, and say so to each that still needs the old values."""
         if self._requires_grad and is_grad_enabled():
             raise WriteError("in-place write: got a tensor that requires grad, expected no_grad() or a detached tensor")
+        check_write("in-place write", self._array)
         write(self._array)
         self._version.count += 1
         return self
@@ -392,8 +407,10 @@ def _is_integer(part: Any) -> bool:
 
 def as_array(data: Any, dtype: Any = None) -> np.ndarray:
     """A new array of the data. Python floats become float32, as in torch; arrays keep their dtype."""
-    if isinstance(data, Tensor):
+    if isinstance(data, Tensor) and active_recorder() is None:
         return np.array(data._array, dtype=dtype)
+    if isinstance(data, Tensor):
+        return data.__values__().astype(data.dtype if dtype is None else dtype)
     if hasattr(data, "__record_call__"):  # of a function that is being recorded: a copy would be dropped anyway
         return data if dtype is None else data.astype(dtype)
     try:

@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd.graph import WriteError
-from tinygrad_llm.autograd.modes import is_grad_enabled, no_grad
+from tinygrad_llm.autograd.modes import check_write, is_grad_enabled, no_grad
 from tinygrad_llm.autograd.tensor import Tensor, apply, unwrap_index
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, Vjp, op
+from tinygrad_llm.ops.opaque import as_values
 
 
 @op(x="*B", torch="x.clone()")
 def clone(x: Any) -> tuple[Any, Vjp]:
     """x in memory of its own.   dx = g"""
-    return np.array(x), lambda g: (g,)
+    return as_values(x).copy("K"), lambda g: (g,)
 
 
 @op(x="*A e.g. 4 5 3", value="*C e.g. 3 2", options={"places": (np.array([[0, 7], [9, 30], [31, 59]]),)},
@@ -33,7 +34,7 @@ def put(x: Any, value: Any, places: np.ndarray) -> tuple[Any, Vjp]:
 
     dx = g, 0 at places      dvalue = g at places, 0 where a later value took the place
     """
-    out = np.array(x, np.result_type(x.dtype, value.dtype), order="C")
+    out = as_values(x).astype(np.result_type(x.dtype, value.dtype), order="C")
     out.reshape(-1)[places] = value
     last = np.full(x.size, -1)
     last[places] = np.arange(places.size).reshape(places.shape)
@@ -87,6 +88,7 @@ def _is_recorded(self: Tensor, operands: tuple[Any, ...]) -> bool:
 
 
 def _check_memory(name: str, self: Tensor) -> None:
+    check_write(name, self._array)
     if not self._array.flags.writeable:
         raise WriteError(f"{name}: got a tensor that repeats memory (expand, broadcast_to) or may only be read, "
                          "expected one with memory of its own; write to a clone()")

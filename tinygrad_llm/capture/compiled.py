@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -11,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.autograd.modes import is_grad_enabled, recording
+from tinygrad_llm.autograd.modes import active_recorder, is_anomaly_enabled, is_grad_enabled, recording
 from tinygrad_llm.autograd.trees import flatten
 from tinygrad_llm.capture.ir import CaptureError
 from tinygrad_llm.capture.passes import DEFAULT, Pass, optimize
@@ -32,17 +34,24 @@ class Output:
 
 @dataclass
 class Recording:
-    """A function's program, and what its outputs are.
+    """A function's program, and what its inputs and outputs are.
 
+    inputs    for each input of the program: the number of the argument, or the tensor whose `.grad` of before it is
     results   for each leaf of the function's result: its output, or the leaf itself; and whether it was a tensor
     rebuild   makes the result of its leaves
-    leaves    tensors whose `.grad` the function left, with the index of the output that it is
+    leaves    tensors whose `.grad` the function left, with the number of the output that it is
+    arguments the same for tensors among the arguments, by their numbers
+    cleared   tensors and arguments whose `.grad` it took away
     """
 
     program: Program
+    inputs: list[int | Tensor]
     results: list[tuple[Any, bool]]
     rebuild: Callable[[list[Any]], Any]
     leaves: list[tuple[Tensor, int]]
+    arguments: list[tuple[int, int]]
+    cleared: list[int | Tensor]
+    seen: list[int | Tensor]
 
 
 def record(function: Callable[..., Any], args: Sequence[Any], root: Any = None) -> Recording:
@@ -53,86 +62,131 @@ def record(function: Callable[..., Any], args: Sequence[Any], root: Any = None) 
     Errors: CaptureError where it asks for a value, or does what leaves no trace.
     """
     recorder = Recorder(root)
-    inputs = [_traced(recorder, a) for a in args]
+    given = _Arguments(recorder, args)
     try:
         with recording(recorder):
-            leaves, rebuild = flatten(function(*[shown for _, shown in inputs]))
-        left: list[tuple[Tensor, Any]] = [(t, t.grad._array) for t, _ in recorder.leaves.values()
-                                           if t.grad is not None and _is_traced(t.grad)]
+            leaves, rebuild = flatten(function(*given.shown))
+        given.check()
+        gradients: list[Tensor | None] = [t.grad for t, _ in recorder.leaves.values()]
     finally:
         for tensor, before in recorder.leaves.values():
             tensor.grad = before
+    seen = [(given.number(t), before, g) for (t, before), g in zip(recorder.leaves.values(), gradients)]
+    left = [(own, array) for own, _, g in seen if isinstance(array := _array_of(g), Traced)]
     outputs: list[Any] = [a for _, a in left]
     results: list[tuple[Any, bool]] = []
     for leaf in leaves:
-        array = leaf._array if isinstance(leaf, Tensor) else leaf
+        array = _array_of(leaf)
         results.append((Output(len(outputs)) if isinstance(array, Traced) else leaf, isinstance(leaf, Tensor)))
         outputs += [array] if isinstance(array, Traced) else []
-    own = {id(shown): a for (_, shown), a in zip(inputs, args)}
-    program = recorder.finish([x for x, _ in inputs if x is not None], outputs)
-    return Recording(program, results, rebuild, [(own.get(id(t), t), i) for i, (t, _) in enumerate(left)])
+    earlier = [(given.number(t), x) for t, x in recorder.earlier]
+    program = recorder.finish([*given.traced.values(), *[x for _, x in earlier]], outputs)
+    return Recording(
+        program, [*given.traced, *[own for own, _ in earlier]], results, rebuild,
+        [(t, i) for i, (t, _) in enumerate(left) if isinstance(t, Tensor)],
+        [(n, i) for i, (n, _) in enumerate(left) if isinstance(n, int)],
+        [own for own, before, after in seen if before is not None and after is None], [own for own, _, _ in seen])
 
 
-def _traced(recorder: Recorder, a: Any) -> tuple[Traced | None, Any]:
-    """(an input, what the function is shown of it)."""
-    if isinstance(a, Tensor):
-        x = recorder.trace(a._array)
-        shown = Tensor.from_array(x)  # type: ignore[arg-type]
-        return x, shown.requires_grad_(a.requires_grad)
-    if isinstance(a, np.ndarray):
-        x = recorder.trace(a)
-        return x, x
-    return None, a
+class _Arguments:
+    """What a function is shown of its arguments. A tensor that is given twice is one tensor."""
 
+    def __init__(self, recorder: Recorder, args: Sequence[Any]) -> None:
+        self.recorder, self.args = recorder, args
+        self.traced: dict[int, Traced] = {}  # by number
+        self._tensors: dict[int, Tensor] = {}
+        self.shown = [self._show(i, a) for i, a in enumerate(args)]
+        self._numbers = {id(shown): i for i, shown in reversed(list(enumerate(self.shown)))}
 
-def _is_traced(tensor: Tensor) -> bool:
-    return isinstance(tensor._array, Traced)
+    def number(self, tensor: Tensor) -> int | Tensor:
+        """Of what the function was shown, the number; any other tensor itself."""
+        return self._numbers.get(id(tensor), tensor)
+
+    def check(self) -> None:
+        """CaptureError where the function got a tensor with a gradient in two ways."""
+        if any(isinstance(a, Tensor) and id(a) in self.recorder.leaves for a in self.args):
+            raise CaptureError("arguments: got a tensor that the function reads by itself as well, expected one or the other")
+
+    def _show(self, i: int, a: Any) -> Any:
+        if isinstance(a, Tensor):
+            if id(a) not in self._tensors:
+                self._tensors[id(a)] = self._tensor(i, a)
+            return self._tensors[id(a)]
+        if isinstance(a, np.ndarray):
+            self.traced[i] = self.recorder.trace(a)
+            return self.traced[i]
+        return a
+
+    def _tensor(self, i: int, a: Tensor) -> Tensor:
+        if a.requires_grad and not a.is_leaf and is_grad_enabled():
+            raise CaptureError("arguments: got a tensor with a graph of its own, expected a leaf or a detached tensor")
+        self.traced[i] = self.recorder.trace(a._array)
+        shown: Tensor = Tensor.from_array(self.traced[i])  # type: ignore[arg-type]
+        shown.grad = a.grad if a.is_leaf else None
+        return shown.requires_grad_(a.requires_grad)
 
 
 class Compiled:
-    """A compiled function; see `compile`. `program(*args)` is the program for such arguments."""
+    """A compiled function; see `compile`. `program(*args)` is the program for such arguments.
+
+    reason    why it runs without capture, if it does
+    """
 
     def __init__(self, function: Callable[..., Any], passes: Sequence[Pass] = DEFAULT, programs: int = PROGRAMS) -> None:
         self.function, self.passes, self.limit = function, tuple(passes), programs
         self.reason: str | None = None
-        self._ready: OrderedDict[Any, tuple[Recording, Replay]] = OrderedDict()
-        self.__doc__ = function.__doc__
+        self._ready: OrderedDict[Any, dict[Any, tuple[Recording, Replay]]] = OrderedDict()
+        self._lock = threading.RLock()
+        functools.update_wrapper(self, function, updated=())
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function's result. Tensors in it are detached."""
-        if self.reason is not None:
-            return self.function(*args)
-        leaves, rebuild = flatten(args)
-        try:
-            recording, replay = self._prepared(leaves, rebuild)
-        except CaptureError as error:
-            self.reason = str(error)
-            warnings.warn(f"{_name(self.function)} runs without capture: {error}", RuntimeWarning, stacklevel=2)
-            return self.function(*args)
-        arrays = [a._array if isinstance(a, Tensor) else a for a in leaves if isinstance(a, Tensor | np.ndarray)]
-        for place, array in zip(replay.inputs, arrays):
-            np.copyto(place, array)
-        replay.run()
-        return self._results(recording, replay)
+        if self.reason is not None or active_recorder() is not None or is_anomaly_enabled():
+            return self.function(*args, **kwargs)
+        with self._lock:
+            leaves, rebuild = flatten((args, kwargs))
+            try:
+                recording, replay = self._prepared(leaves, rebuild)
+            except Exception as error:  # the function's own, if it raises one without capture as well
+                refused = error
+            else:
+                return self._run(recording, replay, leaves)
+        result = self.function(*args, **kwargs)
+        self.reason = str(refused) if isinstance(refused, CaptureError) else f"{type(refused).__name__}: {refused}"
+        warnings.warn(f"{_name(self.function)} runs without capture: {self.reason}", RuntimeWarning, stacklevel=2)
+        return result
 
-    def program(self, *args: Any) -> Program:
+    def program(self, *args: Any, **kwargs: Any) -> Program:
         """The optimized program for arguments of this layout: print it. Errors: CaptureError."""
-        return self._prepared(*flatten(args))[1].program
+        return self._prepared(*flatten((args, kwargs)))[1].program
 
     def _prepared(self, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> tuple[Recording, Replay]:
-        key = (is_grad_enabled(), *[_layout(a) for a in leaves])
-        if key not in self._ready:
-            recording = record(lambda *flat: self.function(*rebuild(list(flat))), leaves)
-            self._ready[key] = recording, Replay(optimize(recording.program, self.passes))
-            if len(self._ready) > self.limit:
-                self._ready.popitem(last=False)
-        self._ready.move_to_end(key)
-        return self._ready[key]
+        key = _key(leaves, rebuild)
+        known = self._ready.get(key, {})
+        for known_recording, _ in known.values():  # all have seen the same tensors
+            if (state := _gradients(known_recording.seen, leaves)) in known:
+                self._ready.move_to_end(key)
+                return known[state]
+            break
+        recording = record(lambda *flat: _called(self.function, rebuild(list(flat))), leaves)
+        if len(known) == self.limit or any(not _are_same(r.seen, recording.seen) for r, _ in known.values()):
+            known = {}
+        self._ready[key] = known
+        known[_gradients(recording.seen, leaves)] = recording, Replay(optimize(recording.program, self.passes))
+        if len(self._ready) > self.limit:
+            self._ready.popitem(last=False)
+        return known[_gradients(recording.seen, leaves)]
 
-    def _results(self, recording: Recording, replay: Replay) -> Any:
+    def _run(self, recording: Recording, replay: Replay, leaves: list[Any]) -> Any:
+        for place, own in zip(replay.inputs, recording.inputs):
+            given: Any = leaves[own] if isinstance(own, int) else own.grad
+            np.copyto(place, given._array if isinstance(given, Tensor) else given)
+        replay.run()
         arrays = [np.copy(a) for a in replay.outputs]
-        for tensor, i in recording.leaves:
-            tensor.grad = Tensor.from_array(arrays[i] if tensor.grad is None else tensor.grad._array + arrays[i])
+        for tensor, i in [*recording.leaves, *[(leaves[n], i) for n, i in recording.arguments]]:
+            tensor.grad = Tensor.from_array(arrays[i])
+        for own in recording.cleared:
+            (leaves[own] if isinstance(own, int) else own).grad = None
         return recording.rebuild([_shown(place, tensor, arrays) for place, tensor in recording.results])
 
 
@@ -142,12 +196,13 @@ def compile(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         step = compile(loss_and_gradients)      step(ids, targets)
 
     The first call for each layout (shapes, strides, dtypes) of the arguments records the program, later ones replay it.
-    Weights and other tensors that the function reads are read at each call; Python numbers, and what it computes with them,
-    are constants. Gradients that it leaves in `.grad` are left there. It must return its results, and not depend on values:
-    where it does, a RuntimeWarning says why, and it runs as it is.
+    Weights and other tensors that the function reads are read at each call; Python numbers, and what it computes without
+    arguments and tensors, are constants. Gradients that it leaves in `.grad` are left there. It must return its results, and
+    not depend on values: where it does, a RuntimeWarning says why, and it runs as it is. Tensors that it returns are detached,
+    and share no memory with its arguments.
 
     passes      which passes improve the program, tinygrad_llm.capture.passes.DEFAULT
-    programs    how many layouts are kept
+    programs    how many layouts are kept, the oldest unused is dropped
     """
     return (lambda f: Compiled(f, **options)) if function is None else Compiled(function, **options)
 
@@ -158,10 +213,38 @@ def _shown(place: Any, tensor: bool, arrays: list[np.ndarray]) -> Any:
     return Tensor.from_array(arrays[place.number]) if tensor else arrays[place.number]
 
 
+def _array_of(a: Any) -> Any:
+    return a._array if isinstance(a, Tensor) else a
+
+
+def _called(function: Callable[..., Any], arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    return function(*arguments[0], **arguments[1])
+
+
+def _key(leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Any:
+    """Equal for calls that one program can serve: modes, the form of the arguments, layouts, constants, which are the same."""
+    first: dict[int, int] = {}
+    same = [first.setdefault(id(a), i) for i, a in enumerate(leaves) if isinstance(a, Tensor)]
+    return is_grad_enabled(), repr(rebuild([None] * len(leaves))), *same, *[_layout(a) for a in leaves]
+
+
 def _layout(a: Any) -> Any:
+    """What a program depends on: of a constant its value; 1, 1.0 and True are equal, and yet not the same."""
     if isinstance(a, Tensor):
         return a.shape, a._array.strides, a.dtype, a.requires_grad
-    return (a.shape, a.strides, a.dtype) if isinstance(a, np.ndarray) else a
+    if isinstance(a, np.ndarray):
+        return a.shape, a.strides, a.dtype
+    return type(a), repr(a) if isinstance(a, int | float | complex | np.generic) else a
+
+
+def _are_same(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b))
+
+
+def _gradients(seen: list[int | Tensor], leaves: list[Any]) -> Any:
+    """Which of the tensors that a program knows have a `.grad` already, and in which layout."""
+    grads = [(leaves[own] if isinstance(own, int) else own).grad for own in seen]
+    return tuple([None if g is None else _layout(g) for g in grads])
 
 
 def _name(function: Any) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinygrad_llm.capture import kernels
+from tinygrad_llm.autograd.trees import flatten
+from tinygrad_llm.capture import kernels, library
 from tinygrad_llm.capture.ir import CaptureError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ def record_ufunc(recorder: Recorder, ufunc: np.ufunc, method: str, inputs: tuple
     """ufunc(...) or ufunc.reduce(...)."""
     if method == "reduce":
         return _reduce(recorder, ufunc, *inputs, **kwargs)
+    if method in ("accumulate", "outer", "reduceat"):
+        return library.record_other(recorder, getattr(ufunc, method), inputs, kwargs)
     if method != "__call__" or ufunc.nout != 1:
         raise CaptureError(f"{ufunc.__name__}.{method}: got a traced array, expected a call that gives one result")
     out = _own(ufunc, kwargs.pop("out", (None,))[0])
@@ -155,6 +158,8 @@ def record_function(recorder: Recorder, function: Any, args: Any, kwargs: Any) -
         return _as_view(function, args, kwargs)
     if function in _SHAPES:
         return function(*[shadow_of(a) if hasattr(a, "shadow") else a for a in args], **kwargs)
+    if function in library.FUNCTIONS:
+        return library.record_other(recorder, function, args, kwargs)
     raise CaptureError(f"{function.__name__}: got a traced array, expected one of the NumPy functions that can be recorded")
 
 
@@ -249,9 +254,9 @@ def _all(recorder: Recorder, x: Any, axis: Any = None, out: Any = None, keepdims
 
 @handles(np.mean)
 def _mean(recorder: Recorder, x: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False) -> Any:
-    """Σ x / n, as NumPy does it: float16 and integers, which it adds up in another dtype, are refused."""
-    if x.dtype.kind not in "fc" or x.dtype == np.float16 or dtype is not None:
-        raise CaptureError(f"mean: got dtype {x.dtype}, expected float32 or float64 while recording")
+    """Σ x / n, as NumPy does it; float16 and integers it adds up in another dtype."""
+    if x.dtype.kind not in "fc" or x.dtype == np.float16 or dtype is not None or out is not None:
+        return library.record_other(recorder, np.mean, (x, axis, dtype), {"keepdims": keepdims, "out": out})
     total = _reduce(recorder, np.add, x, axis, None, out, keepdims)
     n = x.size // max(total.size, 1)
     return np.true_divide(total, n)
@@ -268,8 +273,11 @@ def _where(recorder: Recorder, condition: Any, x: Any, y: Any) -> Any:
 def _clip(recorder: Recorder, x: Any, a_min: Any = None, a_max: Any = None, **options: Any) -> Any:
     if (a_min is None and a_max is None) or options:
         raise CaptureError("clip: got no bound, or further arguments, expected bounds alone while recording")
-    low = x if a_min is None else np.maximum(x, a_min)
-    return low if a_max is None else np.minimum(low, a_max)
+    if a_min is None or a_max is None:
+        return np.minimum(x, a_max) if a_min is None else np.maximum(x, a_min)
+    bounds = [getattr(v, "dtype", v) for v in (x, a_min, a_max)]
+    layout = _broadcast([shadow_of(v) for v in (x, a_min, a_max)], np.result_type(*bounds))
+    return recorder.call(kernels.clip, "ufunc", (x, a_min, a_max), layout)
 
 
 @handles(np.concatenate)
@@ -352,11 +360,6 @@ def _copyto(recorder: Recorder, dst: Any, src: Any, casting: str = "same_kind", 
     recorder.call(kernels.copy, "copy", (src,), dst)
 
 
-@handles(np.argmax, np.argmin, np.cumsum, np.sort, np.argsort)
-def _refused(recorder: Recorder, x: Any, *args: Any, **kwargs: Any) -> Any:
-    raise CaptureError("capture: argmax, argmin, cumsum, sort and argsort cannot be recorded, expected @opaque around them")
-
-
 # Indices and opaque functions ----------------------------------------------------------------------------------------
 
 
@@ -385,11 +388,11 @@ def record_setitem(x: Traced, index: Any, value: Any) -> None:
 
 def record_opaque(recorder: Recorder, function: Any, like: Any, args: Any, options: Any) -> Any:
     """A function that is not looked into; see tinygrad_llm.ops.opaque."""
-    if like is None:
-        recorder.call(function, "check", args, None, options)
-        return None
-    shape, dtype = like(*args, **options)
-    return recorder.call(function, "opaque", args, np.empty(shape, dtype), options)
+    layout = None if like is None else np.empty(*like(*args, **options))
+    if any(hasattr(a, "shadow") for a in flatten(([a for a in args if not hasattr(a, "shadow")], options))[0]):
+        function = library.Other(function, args, options, writes=like is not None)
+        args, options = tuple(function.parts), {}
+    return recorder.call(function, "check" if layout is None else "opaque", args, layout, options)
 
 
 def is_basic(index: Any) -> bool:

@@ -30,6 +30,7 @@ class Recorder:
         self.calls: list[Call] = []
         self.op = self.layer = ""
         self.leaves: dict[int, tuple[Tensor, Tensor | None]] = {}  # with the gradient that each had before
+        self.earlier: list[tuple[Tensor, Traced]] = []  # those gradients, where there were any: they are inputs
         self._names: dict[int, str] = {} if root is None else {id(m): name for name, m in root.named_modules()}
         self._externs: dict[int, tuple[Buffer, Any]] = {}
 
@@ -81,6 +82,18 @@ class Recorder:
             x.buffer.kind = "output"
         return Program([*self.calls], [self.view(x) for x in inputs], [self.view(x) for x in own])
 
+    # What cannot be recorded ------------------------------------------------------------------------------------------
+
+    def check_write(self, name: str, array: Any) -> None:
+        """CaptureError for a write into an array with values: it would be made once, while recording."""
+        if isinstance(array, np.ndarray):
+            raise CaptureError(f"{name}: got a write into a tensor that is not the recorded function's own, expected it to "
+                               "return its results")
+
+    def check_read(self, name: str) -> None:
+        """CaptureError: values that are read while recording would be frozen into the program."""
+        raise CaptureError(f"{name}: got a question for values, expected a function whose calls depend on shapes alone")
+
     # Where calls come from -------------------------------------------------------------------------------------------
 
     def run_op(self, op: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
@@ -95,8 +108,11 @@ class Recorder:
     def _lifted(self, a: Any) -> Any:
         if not isinstance(a, Tensor):
             return a
-        if a.is_leaf and a.requires_grad:
-            self.leaves.setdefault(id(a), (a, a.grad))
+        if a.is_leaf and a.requires_grad and id(a) not in self.leaves:
+            self.leaves[id(a)] = a, a.grad
+            if a.grad is not None and isinstance(a.grad._array, np.ndarray):
+                self.earlier.append((a, self.trace(a.grad._array)))
+                a.grad = Tensor.from_array(self.earlier[-1][1])  # type: ignore[arg-type]
         return self.lift(a._array)
 
     def _scoped(self, vjp: Callable[[Any], Any], op: str, layer: str) -> Callable[[Any], Any]:
@@ -188,6 +204,10 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     def copy(self, order: str = "C") -> Traced:
         """As ndarray.copy."""
         return numpy_calls.copied(self.recorder, self, order=order)
+
+    def view(self) -> Traced:
+        """As ndarray.view without a dtype."""
+        return self.show(self.shadow.view())
 
     def transpose(self, *axes: Any) -> Traced:
         """As ndarray.transpose."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, as_array, is_grad_enabled
 from tinygrad_llm.ops import DtypeError, IndexRangeError, Op, elementwise
+from tinygrad_llm.ops.opaque import as_values
 
 Dim = int | tuple[int, ...] | None
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,7 +59,7 @@ def to(input: Any, dtype: Any) -> Tensor:
     if dtype == input.dtype:
         return input
     if dtype.kind != "f" or input.dtype.kind != "f" or not (getattr(input, "requires_grad", False) and is_grad_enabled()):
-        return Tensor.from_array(np.asarray(input).astype(dtype))
+        return Tensor.from_array(as_values(input).astype(dtype))
     return apply(elementwise.cast, input, dtype=dtype)
 
 

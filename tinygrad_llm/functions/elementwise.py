@@ -19,6 +19,7 @@ from tinygrad_llm.functions.base import (
     unary,
 )
 from tinygrad_llm.ops import DtypeError, ShapeError, elementwise, reduce, shape
+from tinygrad_llm.ops.opaque import as_values
 
 neg, abs, relu = unary(elementwise.neg), unary(elementwise.abs), unary(elementwise.relu)
 exp, expm1 = unary(elementwise.exp, real=True), unary(elementwise.expm1, real=True)
@@ -93,12 +94,12 @@ def rsqrt(input: Any) -> Tensor:
 def sign(input: Any) -> Tensor:
     """−1, 0 or 1. The gradient is zero everywhere."""
     x = as_tensor(input)
-    return without_slope(np.asarray(x) if x.dtype == np.bool_ else np.sign(np.asarray(x)), x)
+    return without_slope(as_values(x) if x.dtype == np.bool_ else np.sign(as_values(x)), x)
 
 
 def without_slope(values: Any, *inputs: Any) -> Tensor:
     """The values as a function of the inputs whose gradient is zero: to add the sum of none of x changes nothing."""
-    out = Tensor.from_array(np.asarray(values))
+    out = Tensor.from_array(as_values(values))
     for x in inputs:
         if getattr(x, "requires_grad", False):
             nothing = apply(shape.getitem, apply(shape.reshape, x, shape=(-1,)), index=slice(0, 0))
@@ -119,8 +120,8 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
         raise DtypeError("clamp: input: got booleans, expected numbers")
     if hasattr(low, "dtype") or hasattr(high, "dtype"):
         broadcast_shape("clamp", input=np.shape(x), min=np.shape(low), max=np.shape(high))
-        x = x if low is None else where(np.asarray(x) < np.asarray(low), low, x)
-        return x if high is None else where(np.asarray(x) > np.asarray(high), high, x)
+        x = x if low is None else where(as_values(x) < as_values(low), low, x)
+        return x if high is None else where(as_values(x) > as_values(high), high, x)
     return apply(elementwise.clamp, to(as_tensor(x), dtype), min=low, max=high)
 
 

@@ -12,6 +12,7 @@ from tinygrad_llm.functions.base import as_tensor, axis_of, spelled
 from tinygrad_llm.functions.elementwise import add, broadcast_shape, mul, where
 from tinygrad_llm.functions.shapes import broadcast_to, getitem, reshape
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, shape
+from tinygrad_llm.ops.opaque import as_values
 
 
 @spelled
@@ -30,7 +31,7 @@ def gather(input: Any, dim: int, index: Any) -> Tensor:
 @spelled
 def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
     """gather, where input and indices broadcast along the other axes; without dim, of both flattened."""
-    i = np.asarray(indices)
+    i = as_values(indices)
     if dim is None:
         return gather(reshape(input, -1), 0, i.reshape(-1))
     if i.ndim != input.ndim:
@@ -127,7 +128,7 @@ def _like(name: str, argument: str, input: Any, values: Any) -> Any:
 
 
 def _integers(name: str, index: Any) -> Any:
-    i = np.asarray(index)
+    i = as_values(index)
     if i.dtype.kind not in "iu" and i.size:
         raise DtypeError(f"{name}: index: got dtype {i.dtype}, expected integers")
     return i.astype(np.int64, copy=False)

@@ -9,6 +9,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor, inplace
 from tinygrad_llm.functions import elementwise, indexing, products, reductions, shapes, storage
+from tinygrad_llm.ops.opaque import as_values
 
 e, r, p, s, i = elementwise, reductions, products, shapes, indexing
 
@@ -18,7 +19,7 @@ def _reversed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _compare(ufunc: Any) -> Callable[..., Tensor]:
-    return lambda self, other: Tensor.from_array(np.asarray(ufunc(np.asarray(self), np.asarray(other))))
+    return lambda self, other: Tensor.from_array(as_values(ufunc(as_values(self), as_values(other))))
 
 
 METHODS: dict[str, Any] = {
@@ -29,7 +30,7 @@ METHODS: dict[str, Any] = {
     "__eq__": _compare(np.equal), "__ne__": _compare(np.not_equal), "__lt__": _compare(np.less),
     "__le__": _compare(np.less_equal), "__gt__": _compare(np.greater), "__ge__": _compare(np.greater_equal),
     "__and__": _compare(np.bitwise_and), "__or__": _compare(np.bitwise_or), "__xor__": _compare(np.bitwise_xor),
-    "__invert__": lambda self: Tensor.from_array(np.asarray(~np.asarray(self))),
+    "__invert__": lambda self: Tensor.from_array(as_values(~as_values(self))),
     "T": property(lambda self: s.permute(self, tuple(reversed(range(self.ndim))))),
     "mT": property(lambda self: s.transpose(self, -1, -2)),
     "__pos__": lambda self: self, "view": s.view, "size": Tensor.size,

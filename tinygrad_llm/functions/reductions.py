@@ -28,6 +28,7 @@ from tinygrad_llm.functions.elementwise import abs, maximum, minimum, mul, pow, 
 from tinygrad_llm.functions.indexing import take_along_dim
 from tinygrad_llm.functions.shapes import cat, reshape, squeeze, transpose
 from tinygrad_llm.ops import Op, elementwise, nn, reduce
+from tinygrad_llm.ops.opaque import as_values
 from tinygrad_llm.ops.reduce import axes_of
 
 
@@ -90,7 +91,7 @@ def _chosen(name: str, find: Any, input: Any, dim: int, keepdim: bool) -> Values
     if not x.ndim:
         return ValuesIndices(x + 0, Tensor.from_array(np.zeros((), np.int64)))
     _need_elements(name, x, axis)
-    at = Tensor.from_array(find(np.asarray(x), axis, keepdims=True))
+    at = Tensor.from_array(find(as_values(x), axis, keepdims=True))
     values = take_along_dim(x, at, axis)
     return ValuesIndices(*[a if keepdim else squeeze(a, axis) for a in (values, at)])
 
@@ -114,10 +115,10 @@ def argmin(input: Any, dim: int | None = None, keepdim: bool = False) -> Tensor:
 
 
 def _index_of(name: str, find: Any, input: Any, dim: int | None, keepdim: bool) -> Tensor:
-    x = np.asarray(numeric(name, input))
+    x = as_values(numeric(name, input))
     axis = None if dim is None else axis_of(name, x, dim)
     _need_elements(name, x, axis)
-    return Tensor.from_array(np.asarray(find(x, axis=axis if x.ndim else None, keepdims=keepdim)))
+    return Tensor.from_array(as_values(find(x, axis=axis if x.ndim else None, keepdims=keepdim)))
 
 
 @spelled
@@ -188,7 +189,7 @@ def std(
 
 def _root(x: Tensor, p: float) -> Tensor:
     """x to the power of 1/p, with slope 0 at 0: what norms and deviations have there, as in torch."""
-    zero = np.asarray(x) == 0
+    zero = as_values(x) == 0
     if not zero.any():
         return sqrt(x) if p == 2 else pow(x, 1 / p)
     return where(zero, x.detach() if p > 0 else 0.0, _root(where(zero, 1.0, x), p))
@@ -231,7 +232,7 @@ def vector_norm(input: Any, ord: float = 2, dim: Dim = None, keepdim: bool = Fal
         raise TypeError(f"vector_norm: ord: got {ord!r}, expected a number")
     dim = dims_of("vector_norm", x, dim)
     if ord == 0:
-        count = np.sum(np.asarray(x) != 0, axes_of("vector_norm", x, dim), keepdims=keepdim)
+        count = np.sum(as_values(x) != 0, axes_of("vector_norm", x, dim), keepdims=keepdim)
         return without_slope(count.astype(x.dtype), x)
     if math.isinf(ord):
         return (amax if ord > 0 else amin)(abs(x), dim, keepdim)
@@ -242,7 +243,7 @@ def vector_norm(input: Any, ord: float = 2, dim: Dim = None, keepdim: bool = Fal
 
 def _powers(x: Tensor, p: float) -> Tensor:
     """xᵖ, x ≥ 0, with slope 0 at 0."""
-    zero = np.asarray(x) == 0
+    zero = as_values(x) == 0
     if not zero.any():
         return pow(x, p)
     return where(zero, 0.0 if p > 0 else math.inf, pow(where(zero, 1.0, x), p))

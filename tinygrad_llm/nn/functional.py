@@ -93,7 +93,7 @@ def softplus(input: Any, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     x = only_floats("softplus", input)
     if wrong := [v for v in (beta, threshold) if not isinstance(v, numbers.Real)]:
         raise TypeError(f"softplus: beta, threshold: got {wrong[0]!r}, expected numbers")
-    large = np.asarray(x) * beta > threshold
+    large = as_values(x) * beta > threshold
     curved = log1p(exp(mul(where(large, 0.0, x) if large.any() else x, beta))) / beta
     return where(large, x, curved) if large.any() else curved
 
@@ -173,7 +173,8 @@ def embedding(
     if not -len(weight) <= whole("embedding", "padding_idx", padding_idx) < len(weight):
         raise IndexRangeError(f"embedding: padding_idx: got {padding_idx}, expected {-len(weight)} to {len(weight) - 1}")
     padded = ids == padding_idx % len(weight)
-    return where(padded[..., None], rows.detach(), rows) if padded.any() else rows
+    may_be = hasattr(padded, "__record_call__") or padded.any()  # a program is made once for all ids
+    return where(padded[..., None], rows.detach(), rows) if may_be else rows
 
 
 def _shorten_rows(weight: Any, ids: Any, most: float, p: float) -> None:
@@ -327,7 +328,7 @@ def cross_entropy(
     rows = x if classes == x.ndim - 1 else x.permute(order)
     loss = apply(
         losses.cross_entropy, reshape(rows, (-1, x.shape[classes]) if x.size else (0, x.shape[classes])), target.reshape(-1),
-        None if weight is None else np.asarray(weight), ignore_index=ignored, reduction=reduction,
+        None if weight is None else as_values(weight), ignore_index=ignored, reduction=reduction,
         label_smoothing=label_smoothing,
     )
     return reshape(loss, target.shape) if reduction == "none" else loss
@@ -383,7 +384,7 @@ def nll_loss(
     weight, ignore_index and reduction as in cross_entropy; the mean over nothing is nan with a gradient of zeros, as in torch.
     """
     _check_reduction("nll_loss", reduction := _reduction(size_average, reduce, reduction), ("mean", "sum", "none"))
-    x, target = only_floats("nll_loss", input), np.asarray(target)
+    x, target = only_floats("nll_loss", input), as_values(target)
     classes = 0 if x.ndim == 1 else 1
     expected = x.shape[:classes] + x.shape[classes + 1 :]
     if target.shape != expected or target.dtype.kind not in "iu" or not x.ndim:
@@ -394,8 +395,8 @@ def nll_loss(
     if t.size and (t.min() < 0 or t.max() >= n):
         raise IndexRangeError(f"nll_loss: target: got {t.min()} to {t.max()}, expected 0 to {n - 1}")
     if weight is not None:
-        _check_weight("nll_loss", np.asarray(weight), n, x.dtype)
-    w = np.ones(t.shape, x.dtype) if weight is None else np.asarray(weight)[t]
+        _check_weight("nll_loss", as_values(weight), n, x.dtype)
+    w = np.ones(t.shape, x.dtype) if weight is None else as_values(weight)[t]
     row = squeeze(gather(x, classes, np.expand_dims(t, classes)), classes) * -w
     row = row if used.all() else where(used, row, 0.0)
     if reduction != "mean":
@@ -441,7 +442,7 @@ def kl_div(
     if log_target:
         loss = exp(y) * (y - x)
     else:
-        none = np.asarray(y) == 0
+        none = as_values(y) == 0
         entropy = where(none, 0.0, y * log(where(none, 1.0, y))) if none.any() else y * log(y)
         loss = entropy - y * x
     return loss.sum() / (x.shape[0] if x.ndim else 1) if reduction == "batchmean" else _reduced(loss, reduction)

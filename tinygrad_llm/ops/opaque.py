@@ -41,5 +41,7 @@ def opaque(like: Like | None) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 def as_values(x: Any) -> Any:
-    """x as an ndarray, or as it is where its calls are recorded."""
-    return x if hasattr(x, "__record_call__") else np.asarray(x)
+    """x as an ndarray, or as it is where its calls are recorded; of a tensor, its array."""
+    if hasattr(x, "__record_call__"):
+        return x
+    return x.__values__() if hasattr(x, "__values__") else np.asarray(x)
