@@ -33,15 +33,8 @@ SHAKY = 1e-6  # results that one rounding of the leaves moves by more than this,
 CLONED = {  # what of these becomes a member is a clone, as the two share memory with their input in different cases
     "split": "torch refuses to use one of several views once another was written to", "chunk": "as split", "unbind": "as split",
     "flatten": "torch returns a vector itself, ours a view of it", "reshape": "torch promises neither a view nor a copy",
-    "view": "as reshape", "repeat": "ours shows its input where nothing is repeated", "tile": "as repeat",
-    "prod": "ours shows its input where the axis has one element", "index_select": "ours shows its input where that is 0-d",
-    "gather": "as index_select", "attention_qkvpacked": "torch has it in parts, whose last is a view",
+    "view": "as reshape", "attention_qkvpacked": "torch has it in parts, whose last is a view",
     "diagonal": "ours copies where the matrix does not lie in one piece", "einsum": "as diagonal",
-    "expand": "ours cannot be written to, even where nothing is repeated", "broadcast_to": "as expand",
-}
-INDEPENDENT = {  # ours does not require grad where nothing depends on the input
-    "addmm": "beta is 0", "baddbmm": "beta is 0", "index_put": "there is no place to put to",
-    "scatter_add": "as index_put", "index_add": "as index_put",
 }
 REFUSED = {"take_along_dim": "view size is not compatible"}  # of transposed tensors, by torch alone
 OVERLAPPING = {"addmm", "baddbmm"}  # torch reads operands that it has already written over
@@ -354,7 +347,7 @@ class Program:
         if hasattr(theirs, "requires_grad") and self.log[-1][0] not in ("create_graph",):
             name = function_of(self.log[-1][0])
             got, expected = (ours.requires_grad, ours.is_leaf), (theirs.requires_grad, theirs.is_leaf)
-            if got != expected and not (name == "flatten" and got[0] == expected[0]) and not (name in INDEPENDENT and got[1]):
+            if got != expected and not (name == "flatten" and got[0] == expected[0]):
                 return [f"requires_grad, is_leaf: got {got}, expected {expected}"]
         if b.dtype != np.float64:
             if b.dtype == np.float32 == a.dtype:

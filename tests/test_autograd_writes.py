@@ -236,6 +236,38 @@ def test_the_empty_index_is_a_view_of_a_number_too():
     assert torch.tensor(3.0)[()]._base is not None
 
 
+COPIES = {
+    "repeat": lambda m, x: x.repeat(1, 1), "repeat of one": lambda m, x: x[:1, :1].repeat(3, 1), "tile": lambda m, x: x.tile(1),
+    "prod": lambda m, x: m.prod(x[:, :1], 1), "prod of all": lambda m, x: m.prod(x[:1, :1]),
+    "gather": lambda m, x: m.gather(x[0, 0], 0, m.tensor(0)),
+    "index_select": lambda m, x: m.index_select(x[0, 0], 0, m.tensor([0])),
+}
+
+
+@pytest.mark.parametrize("call", COPIES.values(), ids=COPIES)
+def test_what_torch_copies_is_a_copy(call):
+    for m in (ours, torch):
+        x = m.tensor(np.arange(6.0).reshape(2, 3))
+        y = call(m, x)
+        before = y.numpy().copy()
+        x.add_(1)
+        np.testing.assert_array_equal(y.numpy(), before)
+        y.add_(1)
+
+
+@pytest.mark.parametrize("size", [(2, 3), (-1, 3), (1, 2, 3)])
+def test_expand_that_repeats_nothing_is_a_view_to_write_to(size):
+    found = []
+    for m in (ours, torch):
+        x = m.tensor(np.arange(6.0).reshape(2, 3)).requires_grad_()
+        y = x * 1
+        y.expand(size).mul_(m.tensor([2.0, 3.0, 4.0]))
+        (y * y).sum().backward()
+        found.append((y.detach().numpy(), x.grad.numpy()))
+    for got, expected in zip(*found):
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_what_needs_the_old_values_refuses_and_what_does_not_goes_on():
     x = leaf()
     y = x * 1

@@ -22,7 +22,7 @@ def gather(input: Any, dim: int, index: Any) -> Tensor:
     if not i.size:
         axis_of("gather", input, dim)
         return reshape(getitem(reshape(input, -1), slice(0, 0)), i.shape)
-    if max(i.ndim, input.ndim) == 1:  # 0-d counts as one axis of size 1
+    if max(i.ndim, input.ndim) <= 1:  # 0-d counts as one axis of size 1
         input, size, i = reshape(input, -1), i.shape, i.reshape(-1)
         return reshape(getitem(input, _mesh("gather", input, dim, i)), size)
     return getitem(input, _mesh("gather", input, dim, i))
@@ -75,7 +75,8 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
     values, i = _like("scatter_add", "src", input, src), _integers("scatter_add", index)
     if not i.size:
         axis_of("scatter_add", input, dim)
-        return add(input, 0)
+        none = getitem(reshape(values, -1), slice(0, 0))
+        return add(input, reshape(_placed(none, slice(0, 0), (input.size,)), input.shape))
     if max(values.ndim, i.ndim, input.ndim) == 1 and input.ndim * i.ndim * values.ndim == 0:  # 0-d counts as one axis of size 1
         return reshape(scatter_add(reshape(input, -1), dim, i.reshape(-1), reshape(values, -1)), input.shape)
     places, size = _mesh("scatter_add", input, dim, i), i.shape
@@ -96,12 +97,10 @@ def index_put(input: Any, indices: Sequence[Any], values: Any, accumulate: bool 
     index = unwrap_index(tuple(indices))
     places = _positions("index_put", input.shape, index)
     given = broadcast_to(_like("index_put", "values", input, values), places.shape)
-    if accumulate:
+    if accumulate or not places.size:
         return add(input, _placed(given, index, input.shape))
     last = np.full(int(np.prod(input.shape)), -1)
     last[places.reshape(-1)] = np.arange(places.size)
-    if not places.size:
-        return add(input, 0)
     chosen = getitem(reshape(given, -1), np.maximum(last, 0).reshape(input.shape))
     return where(last.reshape(input.shape) >= 0, chosen, input)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply
 from tinygrad_llm.functions.base import as_operand, as_tensor
-from tinygrad_llm.functions.elementwise import add, mul
+from tinygrad_llm.functions.elementwise import add, mul, where
 from tinygrad_llm.functions.reductions import sum
 from tinygrad_llm.functions.shapes import broadcast_to, reshape
 from tinygrad_llm.ops import DtypeError, ShapeError, linalg
@@ -87,7 +87,7 @@ def _scaled_sum(name: str, input: Any, product: Tensor, beta: float, alpha: floa
         raise DtypeError(f"{name}: input: got dtype {x.dtype}, expected {product.dtype} as in the product")
     x, scaled = broadcast_to(x, product.shape), product if alpha == 1 else mul(product, alpha)
     if beta == 0:
-        return add(scaled, 0)
+        return where(False, x, scaled)
     return add(x if beta == 1 else mul(x, beta), scaled)
 
 

@@ -26,7 +26,7 @@ from tinygrad_llm.functions.base import (
 )
 from tinygrad_llm.functions.elementwise import abs, maximum, minimum, mul, pow, sqrt, square, where, without_slope
 from tinygrad_llm.functions.indexing import take_along_dim
-from tinygrad_llm.functions.shapes import cat, reshape, squeeze, transpose
+from tinygrad_llm.functions.shapes import cat, copied, reshape, squeeze, transpose
 from tinygrad_llm.ops import Op, elementwise, nn, reduce
 from tinygrad_llm.ops.opaque import as_values
 from tinygrad_llm.ops.reduce import axes_of
@@ -137,7 +137,9 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: An
 
 
 def _halved(x: Any) -> Any:
-    """[..., n] → [..., 1], the product of the last axis."""
+    """[..., n] → [..., 1], the product of the last axis, in memory of its own."""
+    if x.shape[-1] == 1:
+        return copied(x)
     while (n := x.shape[-1]) > 1:
         half = n // 2
         odd = x[..., 2 * half :]

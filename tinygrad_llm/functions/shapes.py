@@ -117,6 +117,11 @@ def movedim(input: Any, source: Dim, destination: Dim) -> Tensor:
     return permute(input, [placed[i] if i in placed else next(rest) for i in range(input.ndim)])
 
 
+def copied(input: Any) -> Tensor:
+    """The same elements in row-major order, in memory of their own."""
+    return apply(moves.flip, input, dims=())  # reversed along no axis
+
+
 @variadic("dims")
 def flip(input: Any, dims: Any) -> Tensor:
     """The elements in reverse order along dims."""
@@ -171,7 +176,7 @@ def repeat(input: Any, repeats: Any) -> Tensor:
     sizes = (1,) * (len(times) - input.ndim) + input.shape
     single = reshape(input, tuple(n for size in sizes for n in (1, size)))
     wide = broadcast_to(single, tuple(n for pair in zip(times, sizes) for n in pair))
-    return reshape(wide, tuple(n * size for n, size in zip(times, sizes)))
+    return reshape(copied(wide), tuple(n * size for n, size in zip(times, sizes)))
 
 
 @variadic("dims")

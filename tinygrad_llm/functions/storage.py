@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.autograd import Tensor, apply
+from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.functions import create, elementwise, reductions, shapes
 from tinygrad_llm.functions.base import axis_of, to
-from tinygrad_llm.ops import shape as moves
 
 CASTS = {"double": np.float64, "float": np.float32, "half": np.float16, "long": np.int64, "int": np.int32, "short": np.int16,
          "char": np.int8, "byte": np.uint8, "bool": np.bool_}
@@ -62,7 +61,7 @@ def stride(self: Tensor, dim: int | None = None) -> Any:
 
 def contiguous(self: Tensor) -> Tensor:
     """The tensor itself where its memory is in row-major order, else a copy that is, with its gradient."""
-    return self if self.numpy().flags.c_contiguous else apply(moves.flip, self, dims=())  # reversed along no axis: a copy
+    return self if self.numpy().flags.c_contiguous else shapes.copied(self)
 
 
 def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:

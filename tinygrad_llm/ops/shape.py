@@ -35,12 +35,15 @@ def permute(x: Any, dims: Shape) -> tuple[Any, Vjp]:
 
 @op(x="*A e.g. 1 3 1", options={"shape": ((2, 3, 4), (2, 5, 3, 1), (1, 3, 1))}, torch="torch.broadcast_to(x, shape)")
 def broadcast_to(x: Any, shape: Shape) -> tuple[Any, Vjp]:
-    """x, repeated along new leading axes and along axes of size 1.   dx = g, summed over the repeats"""
+    """x, repeated along new leading axes and along axes of size 1.   dx = g, summed over the repeats
+
+    Where nothing repeats it is a reshape, whose result can be written to.
+    """
     from_shape = x.shape
     lead = len(shape) - len(from_shape)
     repeated = tuple(i for i in range(len(shape)) if i < lead or (from_shape[i - lead] == 1 != shape[i]))
     try:
-        out = np.broadcast_to(x, shape)
+        out = x.reshape(shape) if shape == (1,) * lead + from_shape else np.broadcast_to(x, shape)
     except ValueError:
         raise ShapeError(f"broadcast_to: shape: got {shape}, expected one that {from_shape} broadcasts to") from None
     return out, lambda g: (total(g, repeated).reshape(from_shape) if repeated else g,)
