@@ -352,7 +352,7 @@ def test_the_peak_counts_the_children(other):
     with Worker(other("parent", child)) as worker:
         alone = worker.peak_mb()
         worker.ask("describe")
-        assert worker.peak_mb() > alone + 75
+        assert worker.peak_mb() > alone + 60  # pages of the interpreter, which both have, count once
 
 
 # The report -----------------------------------------------------------------------------------------------------------
