@@ -133,10 +133,11 @@ class _Cotangents:
         if before is None:
             self.slots[id(place)] = gradient, owned
         elif mine and not self.create_graph:
-            self.slots[id(place)] = np.add(before, gradient, out=before), True
+            out = before if isinstance(before, np.ndarray) else np.empty_like(before)  # a recorder gives it memory
+            self.slots[id(place)] = np.add(before, gradient, out=out), True
         else:
             total = before + gradient
-            self.slots[id(place)] = total, isinstance(total, np.ndarray)  # of 0-d arrays NumPy makes a scalar
+            self.slots[id(place)] = total, _is_new(total)  # of 0-d arrays NumPy makes a scalar
 
     def pop(self, place: Any) -> tuple[Any, bool]:
         return self.slots.pop(id(place), (None, False))
@@ -158,9 +159,14 @@ def _push(node: Node, gradient: Any, table: _Cotangents, create_graph: bool) -> 
         if parent is None or g is None:
             continue
         _check_fits(node, i, parent, g)
-        owned = isinstance(g, np.ndarray) and g.base is None and not any(g is other for other in seen)
+        owned = _is_new(g) and not any(g is other for other in seen)
         seen.append(g)
         table.add(parent, g, owned)
+
+
+def _is_new(g: Any) -> bool:
+    """Whether it is an array with memory of its own, also while it is recorded."""
+    return g.base is None if isinstance(g, np.ndarray) else getattr(g, "is_new", False)
 
 
 def _differentiable_vjp(node: Node, gradient: Tensor) -> tuple[Any, ...]:

@@ -104,7 +104,7 @@ def _parent(arg: Any) -> Any:
 
 def root(array: Any) -> Any:
     """The array whose memory a view shows."""
-    while isinstance(array.base, np.ndarray):
+    while isinstance(array.base, np.ndarray) or hasattr(array.base, "__record_call__"):
         array = array.base
     return array
 

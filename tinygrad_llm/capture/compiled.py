@@ -36,16 +36,19 @@ class Output:
 class Recording:
     """A function's program, and what its inputs and outputs are.
 
-    inputs    for each input of the program: the number of the argument, or the tensor whose `.grad` of before it is
+    inputs    the numbers of the arguments that are the program's first inputs
+    earlier   tensors, and arguments by their numbers, whose `.grad` of before the call are the others
     results   for each leaf of the function's result: its output, or the leaf itself; and whether it was a tensor
     rebuild   makes the result of its leaves
     leaves    tensors whose `.grad` the function left, with the number of the output that it is
     arguments the same for tensors among the arguments, by their numbers
-    cleared   tensors and arguments whose `.grad` it took away
+    cleared   tensors, and arguments by their numbers, that it left without `.grad`
+    seen      all that it met, if they want a gradient
     """
 
     program: Program
-    inputs: list[int | Tensor]
+    inputs: list[int]
+    earlier: list[int | Tensor]
     results: list[tuple[Any, bool]]
     rebuild: Callable[[list[Any]], Any]
     leaves: list[tuple[Tensor, int]]
@@ -71,8 +74,8 @@ def record(function: Callable[..., Any], args: Sequence[Any], root: Any = None) 
     finally:
         for tensor, before in recorder.leaves.values():
             tensor.grad = before
-    seen = [(given.number(t), before, g) for (t, before), g in zip(recorder.leaves.values(), gradients)]
-    left = [(own, array) for own, _, g in seen if isinstance(array := _array_of(g), Traced)]
+    seen = [(given.number(t), g) for (t, _), g in zip(recorder.leaves.values(), gradients)]
+    left = [(own, recorder.lift(g._array)) for own, g in seen if g is not None]  # of a plain sum, it is a constant
     outputs: list[Any] = [a for _, a in left]
     results: list[tuple[Any, bool]] = []
     for leaf in leaves:
@@ -82,10 +85,10 @@ def record(function: Callable[..., Any], args: Sequence[Any], root: Any = None) 
     earlier = [(given.number(t), x) for t, x in recorder.earlier]
     program = recorder.finish([*given.traced.values(), *[x for _, x in earlier]], outputs)
     return Recording(
-        program, [*given.traced, *[own for own, _ in earlier]], results, rebuild,
+        program, list(given.traced), [own for own, _ in earlier], results, rebuild,
         [(t, i) for i, (t, _) in enumerate(left) if isinstance(t, Tensor)],
         [(n, i) for i, (n, _) in enumerate(left) if isinstance(n, int)],
-        [own for own, before, after in seen if before is not None and after is None], [own for own, _, _ in seen])
+        [own for own, after in seen if after is None], [own for own, _ in seen])
 
 
 class _Arguments:
@@ -162,31 +165,29 @@ class Compiled:
 
     def _prepared(self, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> tuple[Recording, Replay]:
         key = _key(leaves, rebuild)
-        known = self._ready.get(key, {})
-        for known_recording, _ in known.values():  # all have seen the same tensors
-            if (state := _gradients(known_recording.seen, leaves)) in known:
-                self._ready.move_to_end(key)
-                return known[state]
-            break
-        recording = record(lambda *flat: _called(self.function, rebuild(list(flat))), leaves)
-        if len(known) == self.limit or any(not _are_same(r.seen, recording.seen) for r, _ in known.values()):
-            known = {}
-        self._ready[key] = known
-        known[_gradients(recording.seen, leaves)] = recording, Replay(optimize(recording.program, self.passes))
+        known = self._ready.get(key, {})  # by what gradients there are: all of them have seen the same tensors
+        state = next((_gradients(recording.seen, leaves) for recording, _ in known.values()), None)
+        if state not in known:
+            recording = record(lambda *flat: _called(self.function, rebuild(list(flat))), leaves)
+            fits = len(known) < self.limit and all(_are_same(r.seen, recording.seen) for r, _ in known.values())
+            known = self._ready[key] = known if fits else {}
+            state = _gradients(recording.seen, leaves) if state is None else state
+            known[state] = recording, Replay(optimize(recording.program, self.passes))
+        self._ready.move_to_end(key)
         if len(self._ready) > self.limit:
             self._ready.popitem(last=False)
-        return known[_gradients(recording.seen, leaves)]
+        return known[state]
 
     def _run(self, recording: Recording, replay: Replay, leaves: list[Any]) -> Any:
-        for place, own in zip(replay.inputs, recording.inputs):
-            given: Any = leaves[own] if isinstance(own, int) else own.grad
-            np.copyto(place, given._array if isinstance(given, Tensor) else given)
+        given = [*[leaves[n] for n in recording.inputs], *[t.grad for t in _tensors(recording.earlier, leaves)]]
+        for place, a in zip(replay.inputs, given):
+            np.copyto(place, _array_of(a))
         replay.run()
         arrays = [np.copy(a) for a in replay.outputs]
         for tensor, i in [*recording.leaves, *[(leaves[n], i) for n, i in recording.arguments]]:
             tensor.grad = Tensor.from_array(arrays[i])
-        for own in recording.cleared:
-            (leaves[own] if isinstance(own, int) else own).grad = None
+        for tensor in _tensors(recording.cleared, leaves):
+            tensor.grad = None
         return recording.rebuild([_shown(place, tensor, arrays) for place, tensor in recording.results])
 
 
@@ -243,8 +244,12 @@ def _are_same(a: Sequence[Any], b: Sequence[Any]) -> bool:
 
 def _gradients(seen: list[int | Tensor], leaves: list[Any]) -> Any:
     """Which of the tensors that a program knows have a `.grad` already, and in which layout."""
-    grads = [(leaves[own] if isinstance(own, int) else own).grad for own in seen]
-    return tuple([None if g is None else _layout(g) for g in grads])
+    return tuple([None if t.grad is None else _layout(t.grad) for t in _tensors(seen, leaves)])
+
+
+def _tensors(some: Sequence[int | Tensor], leaves: list[Any]) -> list[Tensor]:
+    """Tensors as they are, arguments by their numbers."""
+    return [leaves[own] if isinstance(own, int) else own for own in some]
 
 
 def _name(function: Any) -> str:

@@ -32,13 +32,15 @@ class Recorder:
         self.leaves: dict[int, tuple[Tensor, Tensor | None]] = {}  # with the gradient that each had before
         self.earlier: list[tuple[Tensor, Traced]] = []  # those gradients, where there were any: they are inputs
         self._names: dict[int, str] = {} if root is None else {id(m): name for name, m in root.named_modules()}
+        self.owners: dict[Buffer, Traced] = {}
         self._externs: dict[int, tuple[Buffer, Any]] = {}
 
     # Arrays ----------------------------------------------------------------------------------------------------------
 
     def new(self, shadow: np.ndarray, kind: str = "temp") -> Traced:
         """An array of its own buffer, with the layout of a shadow that nothing else uses."""
-        return Traced(self, Buffer(shadow.nbytes, kind), shadow, shadow)
+        array = Traced(self, Buffer(shadow.nbytes, kind), shadow, shadow)
+        return self.owners.setdefault(array.buffer, array)
 
     def trace(self, like: np.ndarray) -> Traced:
         """An input with the layout of `like`."""
@@ -147,7 +149,6 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
     __slots__ = ("buffer", "memory", "number", "recorder", "shadow")
     __array_priority__ = 1000
-    base = None
 
     def __init__(self, recorder: Recorder, buffer: Buffer, shadow: np.ndarray, memory: np.ndarray) -> None:
         self.recorder, self.buffer, self.shadow, self.memory, self.number = recorder, buffer, shadow, memory, False
@@ -163,6 +164,17 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     T = property(lambda self: self.show(self.shadow.T))
     mT = property(lambda self: self.show(self.shadow.mT))
 
+    @property
+    def base(self) -> Any:
+        """The array that a view shows part of; None for others."""
+        first = self.recorder.owners.setdefault(self.buffer, self)
+        return None if first is self else first
+
+    @property
+    def is_new(self) -> bool:
+        """Whether it is all of the memory of a result."""
+        return self.shadow is self.memory and self.buffer.kind == "temp" and not self.number
+
     def show(self, shadow: np.ndarray) -> Traced:
         """Another view of the same buffer; of a number, of a copy."""
         buffer = numpy_calls.copied(self.recorder, self).buffer if self.number else self.buffer
@@ -177,9 +189,13 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     # Computation -----------------------------------------------------------------------------------------------------
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if any(isinstance(x, Tensor) for x in inputs):
+            return NotImplemented  # the tensor knows what to do
         return numpy_calls.record_ufunc(self.recorder, ufunc, method, inputs, kwargs)
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        if any(issubclass(t, Tensor) for t in types):
+            return NotImplemented
         return numpy_calls.record_function(self.recorder, function, args, kwargs)
 
     def __record_call__(self, function: Any, like: Any, args: Any, options: Any) -> Any:
