@@ -23,9 +23,8 @@ def _cross_entropy(logits: Any, target: Any, weight: Any, ignore_index: int, red
     picked = logp[np.arange(t.size), t]
     row = -(1 - label_smoothing) * w * picked
     if label_smoothing:
-        smooth = logp if weight is None else logp * weight
-        row = row - np.where(used, label_smoothing / logits.shape[-1], 0).astype(logits.dtype) * np.sum(smooth, -1)
-    return _reduced("cross_entropy", row, w, reduction)
+        row = row - label_smoothing / logits.shape[-1] * np.sum(logp if weight is None else logp * weight, -1)
+    return _reduced("cross_entropy", np.where(used, row, 0.0), used, w, reduction)
 
 
 @op(logits="N V>0", target="N int", weight="?V in (0.1, 2)",
@@ -45,22 +44,22 @@ def cross_entropy(
     used, t, w = _targets("cross_entropy", logits, target, weight, ignore_index, logits.shape[-1])
     logp = log_softmax_of(logits)
     rows, v = np.arange(t.size), logits.shape[-1]
-    smooth = np.where(used, label_smoothing / v, 0).astype(logits.dtype)
     row = -(1 - label_smoothing) * w * logp[rows, t]
     if label_smoothing:
-        row = row - smooth * np.sum(logp if weight is None else logp * weight, -1)
-    every = v if weight is None else np.sum(weight)
+        row = row - label_smoothing / v * np.sum(logp if weight is None else logp * weight, -1)
 
     def vjp(g: Any) -> tuple[Any, None, None]:
-        a = g if reduction == "none" else np.broadcast_to(g / _denominator(w, reduction), w.shape)
-        hit = (1 - label_smoothing) * w * a
-        d = np.exp(logp) * (hit + smooth * a * every)[:, None]
+        a = g / _denominator(used, w, reduction)
+        hit = np.where(used, (1 - label_smoothing) * w * a, 0)
         if label_smoothing:
-            d = d - (smooth * a)[:, None] * (1 if weight is None else weight)
+            smooth, every = np.where(used, label_smoothing / v * a, 0), v if weight is None else np.sum(weight)
+            d = np.exp(logp) * (hit + smooth * every)[:, None] - smooth[:, None] * (1 if weight is None else weight)
+        else:
+            d = np.exp(logp) * hit[:, None]
         d[rows, t] -= hit
         return d, None, None
 
-    return _reduced("cross_entropy", row, w, reduction), vjp
+    return _reduced("cross_entropy", np.where(used, row, 0), used, w, reduction), vjp
 
 
 def _linear_cross_entropy(x: Any, weight: Any, target: Any, bias: Any, ignore_index: int, reduction: str) -> Any:
@@ -81,7 +80,7 @@ def linear_cross_entropy(
     From e at the target Z / f is taken, so that e f / Z = p − y. With a the cotangent of a row's loss and r = a f / Z:
     dx = Σ_c r (e W_c),  dW_c = eᵀ (r x),  db_c = Σ r e.   f is at least eps², so that Z / f is finite; p errs by less than that
     """
-    _, t, w = _targets("linear_cross_entropy", x, target, None, ignore_index, weight.shape[0])
+    used, t, w = _targets("linear_cross_entropy", x, target, None, ignore_index, weight.shape[0])
     chunks = _chunks(x.shape[0], weight.shape[0])
     places = [_place(t, a, b) for a, b in chunks]
     found = [_strip(x, weight[a:b], None if bias is None else bias[a:b], p) for (a, b), p in zip(chunks, places)]
@@ -89,14 +88,14 @@ def linear_cross_entropy(
     top = functools.reduce(np.maximum, largest)
     factors = [np.exp(m - top) for m in largest]
     z = functools.reduce(np.add, [f * _row_sums(e) for f, e in zip(factors, strips)])
-    row = w * (np.log(z) + (top - functools.reduce(np.add, picked)))
+    row = np.where(used, np.log(z) + (top - functools.reduce(np.add, picked)), 0)
     scales = [np.maximum(f, float(np.finfo(x.dtype).eps) ** 2) / z for f in factors]
     for e, scale, (inside, at) in zip(strips, scales, places):
         e[at] -= np.where(inside, 1 / scale, 0)
     has_bias = bias is not None
 
     def vjp(g: Any) -> tuple[Any, Any, None, Any]:
-        share = w * (g / _denominator(w, reduction))
+        share = w * (g / _denominator(used, w, reduction))
         dx, dw, db = None, np.empty_like(weight), []
         for (a, b), e, scale in zip(chunks, strips, scales):
             r = (share * scale)[:, None]
@@ -105,7 +104,7 @@ def linear_cross_entropy(
             db += [total(e * r, (0,))] if has_bias else []
         return dx, dw, None, np.concatenate(db) if has_bias else None
 
-    return _reduced("linear_cross_entropy", row, w, reduction), vjp
+    return _reduced("linear_cross_entropy", row, used, w, reduction), vjp
 
 
 def _chunks(n: int, v: int) -> list[tuple[int, int]]:
@@ -160,13 +159,15 @@ def _check_classes(t: Any, name: str, classes: int, ignore_index: int) -> None:
         raise IndexRangeError(f"{name}: target: got class {bad}, expected 0 to {classes - 1}, or ignore_index = {ignore_index}")
 
 
-def _denominator(w: Any, reduction: str) -> Any:
-    """Σ w for a mean; 1 where no row counts, so that the gradient is then 0, as in torch."""
-    total_weight = np.sum(w)
-    return total_weight + (total_weight == 0) if reduction == "mean" else 1
+def _denominator(used: Any, w: Any, reduction: str) -> Any:
+    """Σ w for a mean; where that is 0 torch's gradient is nan, but 0 where no row counts: nan or 1."""
+    if reduction != "mean":
+        return 1
+    instead = np.where(np.sum(used) == 0, 1, np.nan).astype(w.dtype)
+    return np.where(np.sum(w) == 0, instead, np.sum(w))
 
 
-def _reduced(name: str, row: Any, w: Any, reduction: str) -> Any:
+def _reduced(name: str, row: Any, used: Any, w: Any, reduction: str) -> Any:
     if reduction == "none":
         return row
     if reduction not in ("mean", "sum"):
@@ -174,4 +175,4 @@ def _reduced(name: str, row: Any, w: Any, reduction: str) -> Any:
     if reduction == "sum":
         return np.sum(row)
     over_none = np.where(np.sum(w) == 0, np.nan, 0).astype(w.dtype)  # the mean over no rows is nan, as in torch
-    return np.sum(row) / _denominator(w, reduction) + over_none
+    return np.sum(row) / _denominator(used, w, reduction) + over_none
