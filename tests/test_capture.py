@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import threading
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpyprograms import same
+from test_capture_programs import plans
 
 import tinygrad_llm as tg
 from tinygrad_llm.autograd import detect_anomaly, no_grad
@@ -574,6 +576,29 @@ def test_what_each_pass_saves():
     assert tiled[3] == 1  # one loop
     assert tiled[1] == 3 * 128 + 8  # two rows each, and two sums
     assert tiled[0] == 5
+    flops = [compile(rows, passes=p).program(floats(*shape)).stats()["flops"] for p in ((), plans(128)[2])]
+    assert flops == [4 * 128, 4 * 128]
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "capture.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("chosen", [(), passes.DEFAULT], ids=["recorded", "planned"])
+def test_the_page_shows_what_is_printed(chosen):
+    source = re.search(r"<!-- softmax -->\n```python\n(.*?)```", PAGE, re.S)[1]
+    names = {"np": np}
+    exec(source, names)
+    printed = str(compile(names["softmax"], passes=chosen).program(np.zeros((4096, 256), np.float32)))
+    assert f"```\n{printed}\n```" in PAGE
+
+
+def test_the_example_of_the_page_runs(capsys):
+    exec(re.search(r"```python\n(import numpy.*?)```", PAGE, re.S)[1], {})
+    assert "outputs  out" in capsys.readouterr().out
+
+
+def test_the_page_names_every_pass():
+    assert all(f"**`{p.__name__}`**" in PAGE for p in passes.EXACT)
 
 
 def test_replay_writes_where_it_is_told():

@@ -90,12 +90,25 @@ def text_is_learned(out: str) -> None:
     assert len(out.partition("A sample:\n\n")[2]) >= 300
 
 
+def capture_is_shown(out: str) -> None:
+    recorded, planned = re.search(r"gradient\)\.\n\n(.*?)\n\nThe same .*?\n\n(.*?)\n\nBoth", out, re.S).groups()
+    assert recorded.startswith("inputs   in0, in1")
+    assert recorded.count("linear") == 5
+    assert " @" not in recorded
+    assert " @0 = " in planned
+    before, after = map(int, re.search(r"^  calls +(\d+) +(\d+)$", out, re.M).groups())
+    assert (len(recorded.splitlines()) - 2, len(planned.splitlines()) - 2) == (before, after)
+    assert after <= 0.6 * before
+    assert "bit for bit as without capture: True" in out
+
+
 CLAIMS: dict[str, tuple[tuple[str, ...], Callable[[str], None]]] = {
     "01_watch_the_tape.py": ((), tape_is_shown),
     "02_check_a_gradient.py": ((), gradient_is_checked),
     "03_add_an_op.py": ((), op_is_refused_then_tested),
     "04_number_sequences.py": ((), sequence_is_learned),
     "05_train_text.py": (("--steps", "60"), text_is_learned),
+    "06_capture.py": ((), capture_is_shown),
 }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tinygrad_llm.capture.ir import Buffer, Call, Loop, View
+from tinygrad_llm.capture.ir import Buffer, Call, Loop, Rows, View
 from tinygrad_llm.capture.kernels import Hole
 
 if TYPE_CHECKING:
@@ -83,14 +85,29 @@ def _shown(x: Any) -> str:
 
 
 def stats(program: Program) -> dict[str, Any]:
-    """flops of one run; bytes that its calls read and write; calls; bytes of all buffers of its own, and of the memory that
-    they share; bytes of inputs and outputs."""
+    """flops of one run; bytes that its calls read and write, rows that stay in the cache for a turn of a loop counted once;
+    calls; bytes of all buffers of its own, and of the memory that they share; bytes of inputs and outputs."""
     own: dict[Buffer, int] = {}
     for call in program.flat():
         own |= {b: b.nbytes for b in call.buffers() if b.kind in ("temp", "tile")}
     calls = list(program.flat())
     return {
-        "calls": len(calls), "flops": sum(c.flops for c in calls), "bytes_moved": sum(c.bytes for c in calls),
+        "calls": len(calls), "flops": sum(c.flops for c in _of_all_turns(program)), "bytes_moved": sum(c.bytes for c in calls),
         "buffers": len(own), "buffer_bytes": sum(own.values()), "arena_bytes": program.arena if program.places else None,
         "input_bytes": sum(v.nbytes for v in program.inputs), "output_bytes": sum(v.nbytes for v in program.outputs),
     }
+
+
+def _of_all_turns(program: Program) -> Iterator[Call]:
+    """The calls, those of loops with the rows of all turns."""
+
+    def whole(x: Any, rows: int) -> Any:
+        return dataclasses.replace(x, shape=(rows, *x.shape[1:])) if isinstance(x, Rows) else x
+
+    for item in program.calls:
+        if isinstance(item, Loop):
+            for call in item.calls:
+                args = tuple([whole(a, item.rows) for a in call.args])
+                yield dataclasses.replace(call, args=args, out=whole(call.out, item.rows))
+        else:
+            yield item
