@@ -58,6 +58,9 @@ CALLS = {
     "attention with scores of 1e4": (nn("scaled_dot_product_attention"), *[100 * a for a in attention(3, 3, 4, 4)[1:]]),
     "causal attention with scores of 1e4": (nn("scaled_dot_product_attention", is_causal=True),
                                             *[100 * a for a in attention(3, 3, 4, 4)[1:]]),
+    **{f"attention, no position seen{', causal' if causal else ''}": (
+        nn("scaled_dot_product_attention", is_causal=causal), np.ones((2, 3)),
+        [[-INF] * 3, [-INF if not causal else 1.0, 0.5, 2.0]], [[1.0, 2.0], [3.0, -1.0]]) for causal in (False, True)},
     **{f"one class, {how}, smoothing {e}": cross_entropy([0, 0, -100], ONE, reduction=how, label_smoothing=e)
        for how in HOW for e in (0.0, 0.1)},
     **{f"all ignored, {how}, smoothing {e}": cross_entropy(IGNORED, SCORES / 1e4, reduction=how, label_smoothing=e)
@@ -108,7 +111,6 @@ def test_degenerate_calls_are_torchs(name):
 
 POISON = {"nan": NAN, "inf": INF, "-inf": -INF}
 DIFFERENT = {  # (op, argument) → where it differs
-    "attention key": "a row whose scores are all −∞ is nan; torch gives zeros",
     "layer_norm weight": "dx of a row with an infinite weight is ±∞ in places where torch has nan",
 }
 

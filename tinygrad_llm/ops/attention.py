@@ -17,8 +17,9 @@ def _attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float |
     scores = np.matmul(query, np.swapaxes(key, -1, -2)) * _scale(query, scale)
     if is_causal:
         scores = np.where(look_ahead(scores.shape[-2], scores.shape[-1]), -np.inf, scores)
-    e = np.exp(scores - np.max(scores, -1, keepdims=True))
-    return np.matmul(e / np.sum(e, -1, keepdims=True), value)
+    e = np.exp(scores - np.maximum(np.max(scores, -1, keepdims=True), float(np.finfo(scores.dtype).min)))
+    total = np.sum(e, -1, keepdims=True)
+    return np.matmul(e / (total + (total == 0)), value)
 
 
 @op(query="*B T D", key="*B S>0 D", value="*B S E", options={"is_causal": (False, True), "scale": (None, 0.3)},
@@ -30,6 +31,7 @@ def attention(query: Any, key: Any, value: Any, is_causal: bool = False, scale: 
     ĝ = g / Σ e:   dV = eᵀ ĝ,  dP = ĝ Vᵀ,  dS = e · (dP − Σ dP e / Σ e),  dQ = dS K · scale,  dK = dSᵀ Q · scale.
     Σ dP e is also Σ g · out, over the shorter rows of the output (Dao et al. 2022, arXiv:2205.14135), but only the former
     cancels exactly where a row looks at one position alone: the latter's rounding is noise that Adam makes steps of.
+    A row whose scores are all −∞ gives zeros, as in torch: −∞ is never the largest, and Σ e, else at least 1, is taken for 1.
     """
     out = np.empty((*query.shape[:-1], value.shape[-1]), query.dtype, like=query)
     vjp = _attend(query, key, value, out, is_causal, _scale(query, scale))
@@ -77,7 +79,7 @@ def _attend(query: Any, key: Any, value: Any, out: Any, is_causal: bool, factor:
     scaled, turned = query * factor, _turned(key)
     blocks = _blocks(query.shape[-2], key.shape[-2], is_causal)
     strips = [_strip(scaled[..., a:b, :], turned[..., :end], a if is_causal else end) for a, b, end in blocks]
-    sums = [np.vecdot(np.ones(e.shape[-1], e.dtype), e)[..., None] for e in strips]
+    sums = [np.maximum(np.vecdot(np.ones(e.shape[-1], e.dtype), e), 1)[..., None] for e in strips]
     for (a, b, end), e, total in zip(blocks, strips, sums):
         out[..., a:b, :] = np.matmul(e, value[..., :end, :]) / total
 
@@ -113,7 +115,7 @@ def _strip(query: Any, turned: Any, start: int) -> Any:
     rows, columns = scores.shape[-2:]
     if start < columns:
         scores[..., start:] += _hidden(rows, columns - start).astype(scores.dtype)
-    scores -= np.max(scores, -1, keepdims=True)
+    scores -= np.max(scores, -1, keepdims=True, initial=np.finfo(scores.dtype).min)
     return np.exp(scores)
 
 
