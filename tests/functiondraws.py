@@ -136,10 +136,12 @@ def extreme(name):
     def case(d):
         x, kept = d.any(), d.one(True, False)
         dim = d.dim(x)
-        if d.int(0, 3) == 0:
-            return (lambda m, x: getattr(m, name)(x)), [x]
         return (lambda m, x: tuple(getattr(m, name)(x, dim, kept))), [x]
     return case
+
+
+def of_all(name):
+    return lambda d: ((lambda m, x: getattr(m, name)(x)), [d.any()])
 
 
 def corrected(name):
@@ -399,7 +401,8 @@ GROUPS = {
         "sum": reduction("sum"), "mean": reduction("mean"), "amax": reduction("amax"), "amin": reduction("amin"),
         "prod": reduction("prod", False), "argmax": reduction("argmax", False),
         "logsumexp": reduction("logsumexp", always=True),
-        "max": extreme("max"), "min": extreme("min"), "var": corrected("var"), "std": corrected("std"),
+        "max": extreme("max"), "min": extreme("min"), "max of all": of_all("max"),
+        "min of all": of_all("min"), "var": corrected("var"), "std": corrected("std"),
         "cumsum": along("cumsum"), "softmax": along("softmax"), "log_softmax": along("log_softmax"),
         "norm": norm, "linalg.vector_norm": vector_norm,
     },

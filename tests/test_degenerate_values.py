@@ -76,7 +76,9 @@ CALLS = {
     "layer_norm of ±1e4": (nn("layer_norm", (3,)), SCORES), "rms_norm of ±1e4": (nn("rms_norm", (3,)), SCORES),
     "gelu of ±1e4": (nn("gelu"), SCORES), "gelu tanh of ±1e4": (nn("gelu", approximate="tanh"), SCORES),
     "amax of nan": (lambda m, x: m.amax(x, 1), [[1.0, NAN, 2.0], [3.0, 4.0, 4.0]]),
-    "max of all with nan": (lambda m, x: m.max(x), [[1.0, NAN, 2.0], [3.0, 4.0, 4.0]]),
+    "max of all with nan": (lambda m, x: m.max(x), [[1.0, NAN, 2.0], [3.0, INF, 4.0]]),
+    "min of all with several nan": (lambda m, x: m.min(x), [[1.0, NAN, 2.0], [NAN, 4.0, 4.0]]),
+    "max of all with ties": (lambda m, x: m.max(x), [[1.0, 4.0, 2.0], [3.0, 4.0, 4.0]]),
     "abs of nan": (lambda m, x: m.abs(x), [NAN, -NAN, INF, -INF, -0.0]),
 }
 OF_TINY = {
@@ -94,13 +96,7 @@ OF_TINY = {
 CALLS |= {f"{name}, denormals of {dtype}": (call, x) for name, call in OF_TINY.items() for dtype, x in TINY.items()}
 
 
-OPEN = {
-    "max of all with nan": "every gradient is nan; torch's max() gives all of it to the nan",
-}
-
-
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.xfail(reason=OPEN[name], strict=False)]
-                                               if name in OPEN else []) for name in CALLS])
+@pytest.mark.parametrize("name", CALLS)
 def test_degenerate_calls_are_torchs(name):
     call, *arrays = CALLS[name]
     with np.errstate(all="ignore"):
@@ -111,7 +107,8 @@ def test_degenerate_calls_are_torchs(name):
 
 POISON = {"nan": NAN, "inf": INF, "-inf": -INF}
 DIFFERENT = {  # (op, argument) → where it differs
-    "layer_norm weight": "dx of a row with an infinite weight is ±∞ in places where torch has nan",
+    "layer_norm weight": "dx of a row with an infinite weight is ±∞ in places where torch, which adds b x + c with infinite "
+                         "b and c, has nan",
 }
 
 

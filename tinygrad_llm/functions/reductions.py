@@ -73,7 +73,7 @@ def max(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None
     """The largest of all; over one dim (values, indices), where the first of equals takes the gradient; or maximum(x, y)."""
     if other is not None or hasattr(dim, "dtype"):
         return maximum(input, dim if other is None else other)
-    return amax(input, None, keepdim) if dim is None else _chosen("max", np.argmax, input, dim, keepdim)
+    return _of_all(reduce.max_of_all, input, keepdim) if dim is None else _chosen("max", np.argmax, input, dim, keepdim)
 
 
 @spelled
@@ -81,7 +81,12 @@ def min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None
     """The smallest of all; over one dim (values, indices), where the first of equals takes the gradient; or minimum(x, y)."""
     if other is not None or hasattr(dim, "dtype"):
         return minimum(input, dim if other is None else other)
-    return amin(input, None, keepdim) if dim is None else _chosen("min", np.argmin, input, dim, keepdim)
+    return _of_all(reduce.min_of_all, input, keepdim) if dim is None else _chosen("min", np.argmin, input, dim, keepdim)
+
+
+def _of_all(op: Op, input: Any, keepdim: bool) -> Tensor:
+    x = as_tensor(input)
+    return reshape(apply(op, x), (1,) * x.ndim) if keepdim else apply(op, x)
 
 
 def _chosen(name: str, find: Any, input: Any, dim: int, keepdim: bool) -> ValuesIndices:

@@ -64,13 +64,25 @@ def amin(x: Any, dim: Dims = None, keepdim: bool = False) -> tuple[Any, Vjp]:
     return _extreme("amin", np.min, x, dim, keepdim)
 
 
-def _extreme(name: str, find: Any, x: Any, dim: Dims, keepdim: bool) -> tuple[Any, Vjp]:
+@op(x="*A e.g. M N K distinct", torch="torch.max(x)")
+def max_of_all(x: Any) -> tuple[Any, Vjp]:
+    """max x.   dx = g at the largest, shared equally among ties, or among those that are nan, as in torch.max"""
+    return _extreme("max_of_all", np.max, x, None, False, takes_nan=True)
+
+
+@op(x="*A e.g. M N K distinct", torch="torch.min(x)")
+def min_of_all(x: Any) -> tuple[Any, Vjp]:
+    """min x.   dx = g at the smallest, shared equally among ties, or among those that are nan, as in torch.min"""
+    return _extreme("min_of_all", np.min, x, None, False, takes_nan=True)
+
+
+def _extreme(name: str, find: Any, x: Any, dim: Dims, keepdim: bool, takes_nan: bool = False) -> tuple[Any, Vjp]:
     axes = axes_of(name, x, dim)
     if any(x.shape[i] == 0 for i in axes):
         raise ValueError(f"{name}: input: got shape {x.shape}, expected at least one element along dim {dim}")
     kept = _kept(x, axes)
     found = find(x, axes, keepdims=True)
-    here = x == found
+    here = (x == found) | (x != x) if takes_nan else x == found
 
     def vjp(g: Any) -> tuple[Any]:
         with np.errstate(divide="ignore", invalid="ignore"):  # beside a nan none is the largest: all are nan, as in torch
