@@ -139,8 +139,6 @@ class Program:
         if refused:
             return
         self.written, self.orders = True, [max(self.orders)] * len(self.orders)
-        if any(a.requires_grad != b.requires_grad for a, b in zip(self.ours.pool, self.torch.pool)):
-            self.cut(seed)
         if (peak := peak_of([array(self.torch.pool[i])])) > SMALL:
             factor = power_of_two(peak)
             def scaled(w):
