@@ -177,6 +177,8 @@ class Drawing:
 
     def unary(self) -> Step:
         name, i = self.one(UNARY), self.pick()
+        if name == "reciprocal" and np.asarray(self.values[i]).dtype.kind != "f":
+            raise ValueError  # 1 / 0 of integers is anything
         return Step(f"np.{name}(v{i})", lambda v: getattr(np, name)(v[i]))
 
     def binary(self) -> Step:
@@ -326,7 +328,8 @@ class Drawing:
     def indices(self, i: int) -> tuple[int, int, Any]:
         """(number of an integer array, how it is made an index, the axis)."""
         axis = self.int(0, self.values[i].ndim - 1)
-        j = self.pick(lambda v: np.asarray(v).dtype.kind == "i" and np.size(v) <= 200)
+        able = np.ndarray | np.generic if self.values[i].ndim == 1 else np.ndarray  # a number gives a view: refused
+        j = self.pick(lambda v: isinstance(v, able) and v.dtype.kind == "i" and v.size <= 200)
         return j, self.values[i].shape[axis], axis
 
     def take(self) -> Step:

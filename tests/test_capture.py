@@ -359,6 +359,7 @@ REFUSED = {
     "out": lambda x: np.add(x, 1, out=ARRAY), "own argument": lambda x: np.add(x, 1, out=x),
     "add_": lambda x: x + WEIGHT.add_(1).sum(), "fill_": lambda x: WEIGHT.fill_(1) * x,
     "setitem": lambda x: WEIGHT.__setitem__(0, 2) or x, "optimizer": steps, "modf": lambda x: np.modf(x)[0],
+    "view by a value": lambda x: np.stack([x, x])[np.argmax(x[:2])],
     "method": lambda x: x.searchsorted(x), "add.at": lambda x: np.add.at(ARRAY, [0], x[:1]) or x,
 }
 

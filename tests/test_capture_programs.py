@@ -197,11 +197,42 @@ def same_twice(x):
     return [y, y, y.T, y[::-1]]
 
 
-WRONG_ONCE = [broadcast_copy, column_sums_of_single_rows, both_zeros, two_layouts, row_read_by_all, row_subtracted_from_all,
+def mean_of_a_broadcast_axis(x):
+    wide = np.broadcast_to((x + 1)[:, :, None], (2, *x.shape, 4))
+    means = np.mean(wide, 3)
+    return [np.matmul(means, means.transpose(0, 2, 1)), np.sum(means, (0, 1))]
+
+
+def nan_with_gaps(x):
+    """NumPy 2.4 with AVX-512 leaves elements out where the result of isnan has gaps."""
+    y = np.concatenate([x, x], 1)[:, :17].T
+    out = np.zeros_like(y, dtype=np.float32)
+    out[...] = np.isfinite(y * 2) & np.isnan(y + 1)
+    return [out, np.true_divide(np.isnan(y), np.isnan(y)), np.where(np.signbit(y), y, 0)]
+
+
+def taken_by_a_number(x):
+    n = np.argmax(x)
+    flat = (x * 2).reshape((-1,))
+    largest = flat[n]
+    before = largest
+    largest -= 3
+    flat[n] = 0
+    return [before, largest, flat]
+
+
+def powers_from_the_end(x):
+    y = np.square(x.reshape((-1, 2, 2)).transpose(1, 2, 0))
+    return [np.power(np.flip(y), y), np.log1p(np.flip(np.abs(x))) * 2]
+
+
+WRONG_ONCE = [powers_from_the_end, mean_of_a_broadcast_axis, nan_with_gaps, taken_by_a_number, broadcast_copy,
+              column_sums_of_single_rows, both_zeros, two_layouts, row_read_by_all, row_subtracted_from_all,
               rows_moved_up, windows_out_of_step, rows_from_the_end, sum_into_other_layout, product_into_columns,
               number_is_not_an_array, written_after_a_read, copied_between_writes, same_twice]
 
-SHAPES = {column_sums_of_single_rows: (4, 6), sum_into_other_layout: (130, 8), product_into_columns: (16, 16)}
+SHAPES = {column_sums_of_single_rows: (4, 6), sum_into_other_layout: (130, 8), powers_from_the_end: (8, 32), nan_with_gaps: (130, 8),
+          product_into_columns: (16, 16)}
 
 
 @pytest.mark.parametrize("function", WRONG_ONCE, ids=lambda f: f.__name__)

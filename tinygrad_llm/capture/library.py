@@ -54,7 +54,7 @@ def record_other(recorder: Recorder, function: Callable[..., Any], args: Any, kw
     if kwargs.get("out") is not None:
         raise CaptureError(f"{function.__name__}: got out, expected none while recording")
     other = Other(function, args, kwargs)
-    like = other(*[_stand_in(p) for p in other.parts])
+    like = other(*[stand_in(p) for p in other.parts])
     if not isinstance(like, np.ndarray | np.generic):
         raise CaptureError(f"{function.__name__}: got a call that gives {type(like).__name__}, expected one array")
     result = recorder.call(other, "opaque", tuple(other.parts), np.empty_like(like))
@@ -69,8 +69,8 @@ def _hole(a: Any, parts: list[Any]) -> Any:
     return Hole(len(parts) - 1)
 
 
-def _stand_in(part: Any) -> Any:
-    """Zeros, but for what a number was made of: NumPy's scalars and arrays without axes give different results."""
+def stand_in(part: Any) -> Any:
+    """Zeros of its layout; what is no traced array itself. A number is one: NumPy treats arrays without axes otherwise."""
     if not hasattr(part, "shadow"):
         return part
     return np.zeros((), part.dtype)[()] if part.number else np.zeros_like(part.shadow)

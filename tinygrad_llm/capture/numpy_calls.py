@@ -137,11 +137,17 @@ def _reduced_dtype(ufunc: np.ufunc, dtype: np.dtype, wanted: Any) -> np.dtype:
 
 
 def _reduced(shadow: np.ndarray, dims: tuple[int, ...], keepdims: bool, dtype: Any) -> np.ndarray:
-    """Untouched memory for a reduction, its axes in the order of those that are left."""
-    kept = [i for i in range(shadow.ndim) if i not in dims]
-    left = np.lib.stride_tricks.as_strided(shadow, [shadow.shape[i] for i in kept], [shadow.strides[i] for i in kept])
-    out = np.empty_like(left, dtype=dtype)
-    return np.expand_dims(out, sorted(dims)) if keepdims else out
+    """Untouched memory for a reduction, its axes in the order that NumPy gives them."""
+    kept = iter(range(shadow.ndim))
+    axes = [-1 if i in dims else next(kept) for i in range(shadow.ndim)]
+    flags: Any = ["reduce_ok", "zerosize_ok"]
+    own: Any = [["readwrite", "allocate"], ["readonly"]]
+    operands: Any = [None, shadow]
+    if not shadow.size:
+        left = np.empty([n for i, n in enumerate(shadow.shape) if i not in dims], dtype)
+    else:
+        left = np.nditer(operands, flags, own, [dtype, shadow.dtype], op_axes=[axes, list(range(shadow.ndim))]).operands[0]
+    return np.expand_dims(left, sorted(dims)) if keepdims else left
 
 
 # Functions -----------------------------------------------------------------------------------------------------------
@@ -369,8 +375,13 @@ def record_getitem(x: Traced, index: Any) -> Any:
         shadow = x.shadow[index]
         return x.show(shadow) if isinstance(shadow, np.ndarray) else _number(copied(x.recorder, x[(*_tuple(index), ...)]))
     template, parts = _template(index)
-    layout = x.shadow[kernels.fill(template, tuple([np.zeros(p.shape, p.dtype) for p in parts]))]
-    return x.recorder.call(kernels.take, "index", (x, *parts), np.empty_like(layout), {"index": template})
+    layout = x.shadow[kernels.fill(template, tuple([library.stand_in(p) for p in parts]))]
+    if isinstance(layout, np.ndarray) and np.may_share_memory(layout, x.shadow):
+        raise CaptureError("index: got an integer with a value that is not known, of which NumPy makes a view, expected "
+                           "np.take, which makes a copy")
+    result = x.recorder.call(kernels.take, "index", (x, *parts), np.empty_like(layout), {"index": template})
+    result.number = not isinstance(layout, np.ndarray)
+    return result
 
 
 def record_setitem(x: Traced, index: Any, value: Any) -> None:

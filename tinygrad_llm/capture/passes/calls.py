@@ -10,6 +10,7 @@ import numpy as np
 
 from tinygrad_llm.capture.ir import Buffer, Call, View
 from tinygrad_llm.capture.kernels import Hole
+from tinygrad_llm.capture.passes.tiles import goes_backwards
 from tinygrad_llm.capture.program import Program
 
 
@@ -172,6 +173,8 @@ def _suits(maker: Call, strides: tuple[int, ...], made: View) -> bool:
     last = [(n, s) for n, s in zip(made.shape, strides) if n != 1]
     if not last:
         return True
+    if strides != made.strides and goes_backwards(maker):
+        return False
     if maker.kind == "reduce" and _order(made.strides, made.shape) != _order(strides, made.shape):
         return False  # NumPy would add up in another order
     if maker.function is np.matmul and made.ndim >= 2:

@@ -49,7 +49,7 @@ def row_tiles(program: Program, tile: int = TILE) -> Program:
 
 def _row_forms(call: Call) -> dict[int, Call]:
     """For each number of rows that the call can be split into: the call with these rows as its first axis."""
-    if call.out is None or call.kind not in ("ufunc", "copy", "where", "reduce", "matmul"):
+    if call.out is None or call.kind not in ("ufunc", "copy", "where", "reduce", "matmul") or goes_backwards(call):
         return {}
     forms: dict[int, Call] = {}
     for lead in range(1, call.out.ndim + 1):
@@ -57,6 +57,12 @@ def _row_forms(call: Call) -> dict[int, Call]:
         if rows > 1 and (form := _row_form(call, lead, rows)) is not None:
             forms[rows] = form
     return forms
+
+
+def goes_backwards(call: Call) -> bool:
+    """Whether a ufunc reads from the end: the loop that NumPy then takes, and with it the last bit of a logarithm or a power,
+    depends on the layout of the whole."""
+    return call.kind == "ufunc" and any(s < 0 for v in call.reads for s in v.strides)
 
 
 def _row_form(call: Call, lead: int, rows: int) -> Call | None:
