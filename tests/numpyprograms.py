@@ -45,10 +45,15 @@ class Drawn:
     results: list[int] = field(default_factory=list)
 
     def __call__(self, *inputs: Any) -> Any:
+        values = self.values(*inputs)
+        return [values[i] for i in self.results]
+
+    def values(self, *inputs: Any) -> list[Any]:
+        """The inputs, and what each step gives."""
         values = list(inputs)
         for step in self.steps:
             _take(step, values)
-        return [values[i] for i in self.results]
+        return values
 
     def __repr__(self) -> str:
         lines = [f"v{i}: {a.dtype}{list(a.shape)} strides {a.strides}" for i, a in enumerate(self.inputs)]

@@ -88,6 +88,24 @@ def test_long_random_functions(seed):
         assert differences(function, plan, [function.inputs, function.batch(1)]) == [], (plan, function)
 
 
+def layout(a):
+    """(dtype, shape, strides of the axes that have more than one place)"""
+    return a.dtype, a.shape, [s for n, s in zip(a.shape, a.strides) if n > 1] if a.size else []
+
+
+@pytest.mark.parametrize("seed", range(1000, 1000 + max(10, settings.default.max_examples // 2)))
+def test_traced_arrays_lie_in_memory_as_those_of_numpy(seed):
+    """Reductions and products depend on it, and so does whether a reshape is a view."""
+    function, traced = Drawing(Seeded(seed), steps=25).function, []
+
+    def watched(*inputs):
+        traced.extend(map(layout, function.values(*inputs)))
+        return []
+
+    record(watched, function.inputs)
+    assert traced == [layout(v) for v in eagerly(function.values, function.inputs)], function
+
+
 # Functions that went wrong, or could ----------------------------------------------------------------------------------
 
 
@@ -231,8 +249,8 @@ WRONG_ONCE = [powers_from_the_end, mean_of_a_broadcast_axis, nan_with_gaps, take
               rows_moved_up, windows_out_of_step, rows_from_the_end, sum_into_other_layout, product_into_columns,
               number_is_not_an_array, written_after_a_read, copied_between_writes, same_twice]
 
-SHAPES = {column_sums_of_single_rows: (4, 6), sum_into_other_layout: (130, 8), powers_from_the_end: (8, 32), nan_with_gaps: (130, 8),
-          product_into_columns: (16, 16)}
+SHAPES = {column_sums_of_single_rows: (4, 6), sum_into_other_layout: (130, 8), powers_from_the_end: (8, 32),
+          nan_with_gaps: (130, 8), product_into_columns: (16, 16)}
 
 
 @pytest.mark.parametrize("function", WRONG_ONCE, ids=lambda f: f.__name__)
