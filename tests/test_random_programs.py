@@ -23,7 +23,7 @@ backward, tensor = (importlib.import_module(f"tinygrad_llm.autograd.{name}") for
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 GELU = REGISTRY["gelu"].function
-SWEEPS = (0, 8)  # seeds of the programs around one call; together they draw every call and every write
+SWEEPS = (0, 8, 100)  # seeds of the programs around one call; together they draw every call and every write
 DRAWN = Counter()  # what all machines of this run did
 seeds = st.integers(0, 2**32 - 1)
 
