@@ -33,19 +33,19 @@ class Share:
 class Profile:
     """The calls of a program with the time of each, medians over the runs.
 
-    calls     (call, seconds, share of the call's rows that was done: 1, or less for a turn of a loop)
+    calls     (call, seconds); each turn of a loop has calls of its own
     seconds   of a whole run without a clock between the calls
     """
 
-    calls: list[tuple[Call, float, float]]
+    calls: list[tuple[Call, float]]
     seconds: float
     extra: dict[str, Share] = field(default_factory=dict)
 
     def by(self, key: Callable[[Call], str]) -> dict[str, Share]:
         """Shares by a name of the calls, the longest first; `extra` ones too."""
         shares: dict[str, Share] = {}
-        for call, seconds, part in self.calls:
-            shares.setdefault(key(call), Share()).add(seconds, call.flops * part, call.bytes * part)
+        for call, seconds in self.calls:
+            shares.setdefault(key(call), Share()).add(seconds, call.flops, call.bytes)
         return dict(sorted((shares | self.extra).items(), key=lambda item: -item[1].seconds))
 
     def by_op(self) -> dict[str, Share]:
@@ -59,9 +59,9 @@ class Profile:
     def trace(self) -> dict[str, Any]:
         """One run in Chrome's trace format (chrome://tracing, ui.perfetto.dev): times in µs."""
         events, at = [], 0.0
-        for call, seconds, part in self.calls:
+        for call, seconds in self.calls:
             events.append({"name": call.name, "cat": call.op, "ph": "X", "ts": at * 1e6, "dur": seconds * 1e6, "pid": 0,
-                           "tid": 0, "args": {"op": call.op, "layer": call.layer, "bytes": int(call.bytes * part),
+                           "tid": 0, "args": {"op": call.op, "layer": call.layer, "bytes": call.bytes,
                                               "shape": str(call.out.shape if call.out else ())}})
             at += seconds
         return {"traceEvents": events, "displayTimeUnit": "ms"}
@@ -74,8 +74,7 @@ def profile(replay: Replay, runs: int = 5) -> Profile:
     with np.errstate(all="ignore"):
         timed = [_each(replay.steps) for _ in range(runs)]
     medians = np.median(np.array(timed).reshape((runs, len(replay.steps))), axis=0)
-    calls = [(call, float(seconds), part) for (call, part), seconds in zip(replay.origins, medians)]
-    return Profile(calls, float(np.median(whole)))
+    return Profile([*zip(replay.origins, medians.tolist())], float(np.median(whole)))
 
 
 def peaks(seconds: float = 0.5) -> tuple[float, float]:

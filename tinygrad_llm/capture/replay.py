@@ -24,7 +24,7 @@ class Replay:
     """A program ready to run. inputs and outputs are its arrays: fill the former, `run()`, read the latter.
 
     outputs   for some outputs, the array that they are written into, by index
-    steps     what run() calls, one after another; `origins`, the call that each is of, and which part of its rows
+    steps     what run() calls, one after another; `origins`, the call that each is, in a loop on the rows of its turn
     """
 
     def __init__(self, program: Program, outputs: Mapping[int, np.ndarray] | None = None) -> None:
@@ -36,7 +36,7 @@ class Replay:
         self.inputs = [self.array(view) for view in program.inputs]
         self.outputs = [self.array(view) for view in program.outputs]
         self.steps: list[Callable[[], Any]] = []
-        self.origins: list[tuple[Call, float]] = []
+        self.origins: list[Call] = []
         for item in program.calls:
             self._append(item)
 
@@ -52,14 +52,11 @@ class Replay:
         return array_at(memory, memory.__array_interface__["data"][0] + view.offset, view)
 
     def _append(self, item: Call | Loop) -> None:
-        if isinstance(item, Call):
-            self.steps.append(self.bind(item))
-            self.origins.append((item, 1.0))
-            return
-        for start in range(0, item.rows, item.step):
-            end = min(start + item.step, item.rows)
-            self.steps += [self.bind(_turn(call, start, end)) for call in item.calls]
-            self.origins += [(call, (end - start) / item.rows) for call in item.calls]
+        turns = [item] if isinstance(item, Call) else [
+            _turn(call, start, min(start + item.step, item.rows))
+            for start in range(0, item.rows, item.step) for call in item.calls]
+        self.steps += [self.bind(call) for call in turns]
+        self.origins += turns
 
     def bind(self, call: Call) -> Callable[[], Any]:
         """A call with its arrays."""
