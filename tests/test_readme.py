@@ -43,5 +43,5 @@ def test_commands_of_the_readme_are_targets_and_subcommands():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
     commands = {path.stem for path in (ROOT / "tinygrad_llm" / "cli").glob("*.py")}
     used = set(re.findall(r"tinygrad-llm (\w+)", README))
-    assert used == {"train", "eval", "generate", "tokenize", "check"}
+    assert used == {"train", "eval", "generate", "tokenize", "check", "profile"}
     assert used - {"eval"} <= commands
