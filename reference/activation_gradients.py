@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reference.activations import watched
 from reference.equivalence import our_model, random_state, torch_model
 from reference.neighbours import excused
 from tinygrad_llm.config import TransformerConfig
@@ -70,7 +71,7 @@ def gradients_of(model: Any, ids: Any, targets: Any) -> Arrays:
     is_torch = isinstance(model, torch.nn.Module)
     passed: list[tuple[str, Any]] = []
     ids, targets = (torch.tensor(np.array(a)) if is_torch else np.array(a) for a in (ids, targets))
-    with _torch_watched(model, passed) if is_torch else _ours_watched(model, passed):
+    with _torch_watched(model, passed) if is_torch else watched(list(_named(model)), partial(_watching, passed)):
         loss = model.loss(ids, targets) * float(np.prod(ids.shape))
     loss.backward()
     return {f"d {name}": as_array(tensor.grad).copy() for name, tensor in reversed(passed) if tensor.grad is not None}
@@ -97,23 +98,11 @@ def _torch_watched(model: torch.nn.Module, passed: list[tuple[str, Any]]) -> Ite
             handle.remove()
 
 
-@contextmanager
-def _ours_watched(model: Any, passed: list[tuple[str, Any]]) -> Iterator[None]:
-    modules = list(_named(model))
-    for name, module in modules:
-        vars(module)["forward"] = _watching(module.forward, name, passed)
-    try:
-        yield
-    finally:
-        for _, module in modules:
-            del vars(module)["forward"]
-
-
-def _watching(forward: Callable[..., Any], name: str, passed: list[tuple[str, Any]]) -> Callable[..., Any]:
-    def watched(x: Any, *args: Any, **options: Any) -> Any:
+def _watching(passed: list[tuple[str, Any]], forward: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def marked_forward(x: Any, *args: Any, **options: Any) -> Any:
         return _leaving(passed, name, forward(_entering(passed, name, x), *args, **options))
 
-    return watched
+    return marked_forward
 
 
 def _named(model: Any) -> Iterator[tuple[str, Any]]:

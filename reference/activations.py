@@ -112,7 +112,7 @@ def record_all(
 def record_ours(model: Any, ids: Any) -> Arrays:
     """What each module of our model returns, by its name; a module called again has #2, #3, ... after its name."""
     kept: Arrays = {}
-    with _wrapped(model, kept):
+    with watched([(name, module) for name, module in model.named_modules() if name], partial(_watching, kept)):
         kept["logits"] = as_array(model(ids)).copy()
     return kept
 
@@ -134,10 +134,10 @@ def record_torch(model: torch.nn.Module, ids: torch.Tensor) -> Arrays:
 
 
 @contextmanager
-def _wrapped(model: Any, kept: Arrays) -> Iterator[None]:
-    modules = [(name, module) for name, module in model.named_modules() if name]
+def watched(modules: Sequence[tuple[str, Any]], watching: Callable[[Callable[..., Any], str], Any]) -> Iterator[None]:
+    """Inside, each module's forward is watching(forward, name)."""
     for name, module in modules:
-        vars(module)["forward"] = _watching(module.forward, name, kept)
+        vars(module)["forward"] = watching(module.forward, name)
     try:
         yield
     finally:
@@ -145,13 +145,13 @@ def _wrapped(model: Any, kept: Arrays) -> Iterator[None]:
             del vars(module)["forward"]
 
 
-def _watching(forward: Callable[..., Any], name: str, kept: Arrays) -> Callable[..., Any]:
-    def watched(*args: Any, **options: Any) -> Any:
+def _watching(kept: Arrays, forward: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def kept_forward(*args: Any, **options: Any) -> Any:
         out = forward(*args, **options)
         _keep(kept, name, out)
         return out
 
-    return watched
+    return kept_forward
 
 
 def _keep(kept: Arrays, name: str, out: Any) -> None:

@@ -335,13 +335,18 @@ def index_select(d):
     return (lambda m, x: m.index_select(x, dim, const(m, i))), [x]
 
 
-def gather(d):
+def indices_along(d):
+    """(x, dim, sizes, indices into axis dim of x, of those sizes)"""
     x = d.any()
     dim = d.dim(x)
     size = [d.int(1, n) for n in x.shape]
     if size:
         size[dim] = d.int(0, 5)
-    i = d.ints(x.shape[dim] if x.ndim else 1, *size)
+    return x, dim, size, d.ints(x.shape[dim] if x.ndim else 1, *size)
+
+
+def gather(d):
+    x, dim, _, i = indices_along(d)
     return (lambda m, x: m.gather(x, dim, const(m, i))), [x]
 
 
@@ -355,12 +360,8 @@ def take_along_dim(d):
 
 
 def scatter_add(d):
-    x = d.any()
-    dim = d.dim(x)
-    size = [d.int(1, n) for n in x.shape]
-    if size:
-        size[dim] = d.int(0, 5)
-    i, src = d.ints(x.shape[dim] if x.ndim else 1, *size), d.floats(*size)
+    x, dim, size, i = indices_along(d)
+    src = d.floats(*size)
     return (lambda m, x, src: m.scatter_add(x, dim, const(m, i), src)), [x, src]
 
 

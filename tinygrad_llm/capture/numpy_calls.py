@@ -33,7 +33,8 @@ def record_ufunc(recorder: Recorder, ufunc: np.ufunc, method: str, inputs: tuple
     operands = [_settled(x) for x in inputs]
     kind = "matmul" if ufunc.signature else "ufunc"
     if out is None:
-        out = (_core_shadow if ufunc.signature else _shadow)(operands, _result_dtype(ufunc, operands, dtype), ufunc)
+        shadows, result = [shadow_of(x) for x in operands], _result_dtype(ufunc, operands, dtype)
+        out = _core_shadow(shadows, result, ufunc) if ufunc.signature else _broadcast(shadows, result)
     options = {} if dtype is None else {"dtype": np.dtype(dtype)}
     return _number(recorder.call(ufunc, kind, tuple(operands), out, options), out)
 
@@ -75,20 +76,15 @@ def shadow_of(x: Any) -> Any:
     return x.shadow if hasattr(x, "shadow") else np.asarray(x)
 
 
-def _shadow(operands: Sequence[Any], dtype: np.dtype, ufunc: Any) -> np.ndarray:
-    """Untouched memory for an element-by-element result, its axes in the order that NumPy gives them."""
-    return _broadcast([shadow_of(x) for x in operands], dtype)
-
-
 def _broadcast(shadows: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
+    """Untouched memory for an element-by-element result, its axes in the order that NumPy gives them."""
     flags: Any = [["readonly"]] * len(shadows) + [["writeonly", "allocate", "no_broadcast"]]
     operands: Any = [*shadows, None]
     return np.nditer(operands, ["zerosize_ok"], flags, [*[s.dtype for s in shadows], dtype]).operands[-1]
 
 
-def _core_shadow(operands: Sequence[Any], dtype: np.dtype, ufunc: np.ufunc) -> np.ndarray:
+def _core_shadow(shadows: Sequence[np.ndarray], dtype: Any, ufunc: np.ufunc) -> np.ndarray:
     """The same for ufuncs with core axes: matmul, vecdot, matvec, vecmat."""
-    shadows = [shadow_of(x) for x in operands]
     inputs, output = _signature(ufunc, [s.ndim for s in shadows])
     sizes: dict[Any, int] = {}
     for shadow, axes in zip(shadows, inputs):

@@ -70,7 +70,7 @@ class Profile:
 def profile(replay: Replay, runs: int = 5) -> Profile:
     """Time every call of a program, `runs` times after one that warms up."""
     replay.run()
-    whole = [_seconds(replay.run) for _ in range(runs)]
+    whole = [seconds_of(replay.run) for _ in range(runs)]
     with np.errstate(all="ignore"):
         timed = [_each(replay.steps) for _ in range(runs)]
     medians = np.median(np.array(timed).reshape((runs, len(replay.steps))), axis=0)
@@ -86,13 +86,14 @@ def peaks(seconds: float = 0.5) -> tuple[float, float]:
 
 
 def _fastest(work: Callable[[], Any], seconds: float) -> float:
-    best, end = _seconds(work), time.perf_counter() + seconds
+    best, end = seconds_of(work), time.perf_counter() + seconds
     while time.perf_counter() < end:
-        best = min(best, _seconds(work))
+        best = min(best, seconds_of(work))
     return best
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def seconds_of(work: Callable[[], Any]) -> float:
+    """How long a call takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

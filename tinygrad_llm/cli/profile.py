@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from tinygrad_llm.capture.compiled import record
 from tinygrad_llm.capture.passes import optimize
-from tinygrad_llm.capture.profile import Profile, Share, peaks, profile
+from tinygrad_llm.capture.profile import Profile, Share, peaks, profile, seconds_of
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.cli.command import Command, Run
 from tinygrad_llm.cli.errors import PROGRAM
@@ -81,11 +80,7 @@ def _step(model: Transformer, settings: Any) -> tuple[Replay, AdamW]:
 
 def _adamw(optimizer: AdamW, model: Transformer, runs: int) -> Share:
     """Reads weight, gradient and two moments of each parameter, writes three of them."""
-    times = []
-    for _ in range(runs + 1):
-        start = time.perf_counter()
-        optimizer.step()
-        times.append(time.perf_counter() - start)
+    times = [seconds_of(optimizer.step) for _ in range(runs + 1)]
     n = model.num_parameters()
     return Share(1, float(np.median(times[1:])), 15 * n, 7 * n * model.dtype.itemsize)
 

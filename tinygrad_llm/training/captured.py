@@ -81,10 +81,9 @@ class Step:
         self, recording: Recording, trained: Sequence[Parameter], gradients: Sequence[np.ndarray], first: bool
     ) -> None:
         index = {id(p): i for i, p in enumerate(trained)}
-        places = {output: gradients[index[id(p)]] for p, output in recording.leaves if id(p) in index}
-        self.replay = Replay(optimize(recording.program), places if first else {})
-        self.loss = self.replay.outputs[recording.results[0][0].number]
         found = {index[id(p)]: output for p, output in recording.leaves if id(p) in index}
+        self.replay = Replay(optimize(recording.program), {found[i]: gradients[i] for i in found} if first else {})
+        self.loss = self.replay.outputs[recording.results[0][0].number]
         self.present = np.array([i in found for i in range(len(trained))], np.uint8)
         self.absent = [g for i, g in enumerate(gradients) if i not in found] if first else []
         self.sums = [] if first else [(gradients[i], self.replay.outputs[output]) for i, output in found.items()]

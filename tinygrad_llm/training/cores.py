@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 WORTHWHILE = 30_000_000
-"""Tokens × parameters of a step below which one process is as fast; see docs/workers.md for the measurement."""
+"""Tokens × parameters of a step below which one process works alone: a guess, not measured on idle cores yet."""
 
 
 def choose_workers(rows: int, tokens: int, parameters: int) -> int:

@@ -48,7 +48,7 @@ def _stretches(program: Program) -> Iterable[tuple[int, int, list[Call]]]:
 
 
 def _in_place(program: Program) -> Program:
-    """Results that take the memory of an operand. Rows of a loop do so no other turn sees them."""
+    """Results that take the memory of an operand. Rows of a loop do so where no other turn reads them."""
     last: dict[Buffer, int] = {}
     first: dict[Buffer, int] = {}
     for number, call in enumerate(program.flat()):
