@@ -1,7 +1,8 @@
-"""The gradient of a worker's rows by replaying a program, recorded once for each shape, into the flat buffer."""
+"""The gradient of a worker's rows by replaying a program, recorded once for each shape, into the sum of all workers."""
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections import OrderedDict
@@ -13,11 +14,14 @@ import numpy as np
 from tinygrad_llm.autograd.modes import is_anomaly_enabled, is_grad_enabled
 from tinygrad_llm.capture import CaptureError
 from tinygrad_llm.capture.compiled import Recording, record
-from tinygrad_llm.capture.passes import optimize
+from tinygrad_llm.capture.passes import DEFAULT, optimize, plan_memory
+from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.nn import Parameter
 from tinygrad_llm.training.shards import EagerGradients, Gradients, Part
+from tinygrad_llm.training.turns import Sum, added, told
 
+UNPLANNED = tuple(step for step in DEFAULT if step is not plan_memory)
 SHAPES = 4
 """For how many shapes of (ids, targets) a program is kept; the oldest unused is dropped."""
 
@@ -25,22 +29,22 @@ SHAPES = 4
 class CapturedGradients:
     """By replay. Where the model cannot be captured, a RuntimeWarning says why, and it is EagerGradients from then on."""
 
-    def __init__(self, model: Any, trained: Sequence[Parameter], gradients: Sequence[np.ndarray], present: np.ndarray) -> None:
-        self.model, self.trained, self.gradients, self.present = model, trained, gradients, present
+    def __init__(self, model: Any, trained: Sequence[Parameter], total: Sum, present: np.ndarray) -> None:
+        self.model, self.trained, self.total, self.present = model, trained, total, present
         self.modules, self.parameters = list(model.modules()), list(model.parameters())
         self.eager: Gradients | None = None
         self._programs: OrderedDict[Any, Step] = OrderedDict()
 
     def __call__(self, parts: Sequence[Part]) -> list[float]:
-        if self.eager is None and not is_anomaly_enabled() and is_grad_enabled():
+        if self.eager is None and not is_anomaly_enabled() and is_grad_enabled() and parts:
             try:
-                steps = [self._step(part, first=i == 0) for i, part in enumerate(parts)]
+                steps = [self._step(part, first=i == 0, alone=len(parts) == 1) for i, part in enumerate(parts)]
             except CaptureError as error:
                 warnings.warn(f"training runs without capture: {error}", RuntimeWarning, stacklevel=2)
-                self.eager = EagerGradients(self.model, self.trained, self.gradients, self.present)
+                self.eager = EagerGradients(self.model, self.trained, self.total, self.present)
             else:
                 return self._run(steps, parts)
-        eager = self.eager or EagerGradients(self.model, self.trained, self.gradients, self.present)
+        eager = self.eager or EagerGradients(self.model, self.trained, self.total, self.present)
         return eager(parts)
 
     def _run(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[float]:
@@ -48,17 +52,31 @@ class CapturedGradients:
         for step, part in zip(steps, parts):
             losses.append(step.run(part))
             if not math.isfinite(losses[-1]):
-                break
+                return losses
             self.present |= step.present
+        if len(parts) > 1 and not self.total.is_first:
+            for i in np.flatnonzero(self.present).tolist():
+                self.total.add(self._own[i], self.total.arrays[i])
         return losses
 
-    def _step(self, part: Part, first: bool) -> Step:
-        """The program of such a part. Further parts add to the gradient, and so have one of their own."""
+    @functools.cached_property
+    def _own(self) -> list[np.ndarray]:
+        """The sum of this worker's parts, where there are several: the first writes it into that of all."""
+        arrays = self.total.arrays
+        return list(arrays) if self.total.is_first else [np.zeros(a.shape, a.dtype) for a in arrays]
+
+    def _step(self, part: Part, first: bool, alone: bool) -> Step:
+        """The program of such a part. The first of several writes this worker's sum, further ones add to it; one alone is
+        added to that of all workers while it is made."""
         modes = bytes([m.training for m in self.modules]), bytes([p.requires_grad for p in self.parameters])
-        key = (part.ids.shape, part.targets.shape, first, modes)
+        key = (part.ids.shape, part.targets.shape, first, alone, modes)
         step = self._programs.get(key)
         if step is None:
-            step = self._programs[key] = Step(self._record(part), self.trained, self.gradients, first)
+            recording = self._record(part)
+            index = {id(p): i for i, p in enumerate(self.trained)}
+            found = {index[id(p)]: output for p, output in recording.leaves if id(p) in index}
+            step = Step(recording, found, self.total) if alone else SumStep(recording, found, self._own, first)
+            self._programs[key] = step
             if len(self._programs) > SHAPES:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
@@ -75,26 +93,47 @@ class CapturedGradients:
 
 
 class Step:
-    """A planned program bound to the flat gradient (first), or to memory of its own that is then added to it."""
+    """A planned program bound to a worker's inputs, and to the sum of all workers' gradients.
 
-    def __init__(
-        self, recording: Recording, trained: Sequence[Parameter], gradients: Sequence[np.ndarray], first: bool
-    ) -> None:
-        index = {id(p): i for i, p in enumerate(trained)}
-        found = {index[id(p)]: output for p, output in recording.leaves if id(p) in index}
-        self.replay = Replay(optimize(recording.program), {found[i]: gradients[i] for i in found} if first else {})
+    found    parameter → output of the program, of those that have a gradient
+    """
+
+    def __init__(self, recording: Recording, found: dict[int, int], total: Sum) -> None:
+        program = optimize(recording.program, UNPLANNED)
+        if not total.is_first:
+            program = added(program, found, total)
+        elif total.after is not None:
+            program = told(program, found, total)
+        outputs = {found[i]: total.arrays[i] for i in found} if total.is_first else {}
+        self._bind(recording, program, outputs, found, len(total.arrays))
+        self.zero = [a for i, a in enumerate(total.arrays) if i not in found] if total.is_first else []
+
+    def _bind(self, recording: Recording, program: Program, outputs: Any, found: dict[int, int], parameters: int) -> None:
+        self.replay = Replay(plan_memory(program), outputs)
         self.loss = self.replay.outputs[recording.results[0][0].number]
-        self.present = np.array([i in found for i in range(len(trained))], np.uint8)
-        self.absent = [g for i, g in enumerate(gradients) if i not in found] if first else []
-        self.sums = [] if first else [(gradients[i], self.replay.outputs[output]) for i, output in found.items()]
+        self.present = np.array([i in found for i in range(parameters)], np.uint8)
 
     def run(self, part: Part) -> float:
-        """Loss of the part; the gradient of its weighted loss is written, or added."""
+        """Loss of the part; the gradient of its weighted loss goes to its place."""
         for place, value in zip(self.replay.inputs, part):
             place[...] = value
         self.replay.run()
-        for absent in self.absent:
+        for absent in self.zero:
             absent.fill(0)
+        return float(self.loss)
+
+
+class SumStep(Step):
+    """The same for one of several parts: it writes (first) the worker's own sum of gradients, or adds to it."""
+
+    def __init__(self, recording: Recording, found: dict[int, int], own: Sequence[np.ndarray], first: bool) -> None:
+        outputs = {found[i]: own[i] for i in found} if first else {}
+        self._bind(recording, optimize(recording.program, UNPLANNED), outputs, found, len(own))
+        self.zero = [a for i, a in enumerate(own) if i not in found] if first else []
+        self.sums = [] if first else [(own[i], self.replay.outputs[output]) for i, output in found.items()]
+
+    def run(self, part: Part) -> float:
+        loss = super().run(part)
         for total, more in self.sums:
             np.add(total, more, out=total)
-        return float(self.loss)
+        return loss

@@ -1,6 +1,6 @@
 """All weights of a model end to end in one memory, and what AdamW keeps beside them; the step on any slice of it.
 
-    weights │ exp_avg │ exp_avg_sq │ gradient of worker 0 │ gradient of worker 1 │ ... │ ids │ targets
+    weights │ exp_avg │ exp_avg_sq │ gradient │ ids │ targets
 
 A parameter's array becomes a view of its place, and the optimizer's state holds views too, so that all that reads them
 (state_dict, checkpoints, evaluation) needs to know nothing of it. The update is elementwise and in the order of
@@ -48,7 +48,7 @@ class Layout:
     """Where everything stands. Plain numbers, the same in each process.
 
     trained    the optimizer's parameters, group by group; `others`, the model's further ones, follow as weights only
-    workers    each has a gradient of its own, and a byte per trained parameter that says whether it has one
+    workers    each has a slice to update, and a byte per trained parameter that says whether its rows gave a gradient
     batch      how many ids and how many targets there is room for
     """
 
@@ -61,7 +61,7 @@ class Layout:
         self.moments = MOMENTS if amsgrad else MOMENTS[:2]
         self.offsets: dict[tuple[str, str], int] = {}
         self.nbytes = 0
-        for role in ("weights", *self.moments, *(f"gradient {rank}" for rank in range(workers))):
+        for role in ("weights", *self.moments, "gradient"):
             for dtype, size in (self.sizes if role == "weights" else self.trained_sizes).items():
                 self._room(role, dtype, size)
         self._room("present", "u1", workers * self.trained)
@@ -119,34 +119,27 @@ class Flat:
 
     # One worker's slice of a step ------------------------------------------------------------------------------------
 
-    def reduce(self, rank: int, ranks: Sequence[int]) -> float:
-        """Add the gradients of `ranks`, in this order, into the first's, on the slice of worker `rank`; ‖sum‖² there."""
-        for dtype in self.layout.trained_sizes if len(ranks) > 1 else ():
-            start, stop = self._slice(dtype, rank)
-            total, *others = [self.whole(f"gradient {r}", dtype)[start:stop] for r in ranks]
-            for at in range(0, total.size, CHUNK):
-                piece = total[at : at + CHUNK]
-                for other in others:
-                    np.add(piece, other[at : at + CHUNK], out=piece)
-        pieces = self._once(("pieces", rank, ranks[0]), lambda: list(self._pieces(rank, ranks[0])))
+    def norm_squared(self, rank: int) -> float:
+        """‖gradient‖² on the slice of worker `rank`."""
+        pieces = self._once(("pieces", rank), lambda: list(self._pieces(rank)))
         return sum([float(np.dot(piece, piece)) for piece in pieces])
 
-    def update(self, rank: int, source: int, runs: Iterable[Run], scale: float) -> None:
-        """AdamW on the slice of worker `rank`, with `scale` times the gradient that stands in worker `source`'s."""
+    def update(self, rank: int, runs: Iterable[Run], scale: float) -> None:
+        """AdamW on the slice of worker `rank`, with `scale` times the gradient."""
         for run in runs:
-            key = "chunks", rank, source, *run[:3], run.settings["amsgrad"]
+            key = "chunks", rank, *run[:3], run.settings["amsgrad"]
             if key not in self.made:
-                self.made[key] = list(self._chunks(rank, source, run))
+                self.made[key] = list(self._chunks(rank, run))
             for pieces in self.made[key]:
                 if scale != 1:
                     np.multiply(pieces[2], scale, out=pieces[2])
                 descend(*pieces, run.settings, run.step)
 
-    def _chunks(self, rank: int, source: int, run: Run) -> Iterator[list[np.ndarray]]:
+    def _chunks(self, rank: int, run: Run) -> Iterator[list[np.ndarray]]:
         """Scratch, weights, gradients and moments of a run on a worker's slice, a cache's fill at a time."""
         low, high = self._slice(run.dtype, rank)
         moments = MOMENTS if run.settings["amsgrad"] else MOMENTS[:2]
-        arrays = [self.whole(role, run.dtype) for role in ("weights", f"gradient {source}", *moments)]
+        arrays = [self.whole(role, run.dtype) for role in ("weights", "gradient", *moments)]
         scratch = self._once(("scratch", run.dtype), lambda: np.empty(CHUNK, run.dtype))
         for start in range(max(low, run.start), min(high, run.stop), CHUNK):
             stop = min(start + CHUNK, high, run.stop)
@@ -158,10 +151,10 @@ class Flat:
         low, high = (min(_aligned(size * r // workers, dtype), size) for r in (rank, rank + 1))
         return low, high
 
-    def _pieces(self, rank: int, source: int) -> Iterator[np.ndarray]:
+    def _pieces(self, rank: int) -> Iterator[np.ndarray]:
         """A worker's share of each parameter's gradient, in the order of the optimizer."""
         slices = {dtype: self._slice(dtype, rank) for dtype in self.layout.trained_sizes}
-        arrays = {dtype: self.whole(f"gradient {source}", dtype) for dtype in slices}
+        arrays = {dtype: self.whole("gradient", dtype) for dtype in slices}
         for place in self.layout.places[: self.layout.trained]:
             low, high = slices[place.dtype]
             if max(low, place.start) < min(high, place.stop):

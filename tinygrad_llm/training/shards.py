@@ -1,9 +1,10 @@
-"""What one process does of a step: the gradient of its rows, then the sum and AdamW on its slice of the weights."""
+"""What one process does of a step: the gradient of its rows, added to that of all, then AdamW on its slice."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from tinygrad_llm.nn import Module, Parameter
 from tinygrad_llm.training.evaluation import IGNORED
 from tinygrad_llm.training.flat import Flat, Run
 from tinygrad_llm.training.resuming import generators
+from tinygrad_llm.training.turns import Sum
 
 
 class Part(NamedTuple):
@@ -23,11 +25,11 @@ class Part(NamedTuple):
 
 
 class Gradients(Protocol):
-    """The gradient of Σ weight · loss over parts, written into the flat buffer that it was made with; `present`, zeros
-    before, says which parameters have one. The places of those that have none are zeros too."""
+    """The gradient of Σ weight · loss over parts, added to the sum of all workers that it was made with; `present`, zeros
+    before, says which parameters have one. The first worker writes zeros for those that have none."""
 
     def __call__(self, parts: Sequence[Part]) -> list[float]:
-        """The loss of each part; a loss that is not finite is the last, and leaves the gradient undefined."""
+        """The loss of each part; a loss that is not finite is the last, and leaves the sum undefined."""
 
 
 def split(ids: np.ndarray, targets: np.ndarray, count: int, whole: int) -> Iterator[Part]:
@@ -43,16 +45,16 @@ def count_targets(targets: np.ndarray) -> int:
     return int(np.count_nonzero(targets != IGNORED))
 
 
-MakeGradients = Callable[[Any, Sequence[Parameter], Sequence[np.ndarray], np.ndarray], Gradients]
-"""(model, trained parameters, their places in the flat gradient, present) → Gradients. Each process makes its own; to be
-sent to one that starts afresh, it must be a class or a function of a module."""
+MakeGradients = Callable[[Any, Sequence[Parameter], Sum, np.ndarray], Gradients]
+"""(model, trained parameters, sum of their gradients, present) → Gradients. Each process makes its own; to be sent to one
+that starts afresh, it must be a class or a function of a module."""
 
 
 class EagerGradients:
     """By model.loss and backward. `present` [parameters] is set to whether a parameter has a gradient."""
 
-    def __init__(self, model: Any, trained: Sequence[Parameter], gradients: Sequence[np.ndarray], present: np.ndarray) -> None:
-        self.model, self.trained, self.gradients, self.present = model, trained, gradients, present
+    def __init__(self, model: Any, trained: Sequence[Parameter], total: Sum, present: np.ndarray) -> None:
+        self.model, self.trained, self.total, self.present = model, trained, total, present
 
     def __call__(self, parts: Sequence[Part]) -> list[float]:
         losses: list[float] = []
@@ -70,9 +72,10 @@ class EagerGradients:
         return losses
 
     def _collect(self) -> None:
-        for i, (p, view) in enumerate(zip(self.trained, self.gradients)):
+        for i, (p, place) in enumerate(zip(self.trained, self.total.arrays)):
             self.present[i] = p.grad is not None
-            np.copyto(view, 0 if p.grad is None else p.grad.numpy())
+            if p.grad is not None or self.total.is_first:
+                self.total.add(0 if p.grad is None else p.grad.numpy(), place)
 
     def _forget(self) -> None:
         self.model.zero_grad()
@@ -107,22 +110,27 @@ class Streams:
             bits.state = type(bits)(np.random.SeedSequence([seed, rank])).state
 
 
+Links = tuple[Connection | None, Connection | None]
+
+
 class Worker:
     """One process's part in a step. Its methods are the commands: what is not an argument is in the shared memory.
 
     rank          0 is the main process, whose generators and modules are the originals
+    links         from the worker before and to the one after; see Sum
     parameters    of the model, those of the optimizer first, as the layout of `flat` has them
     """
 
     def __init__(
-        self, rank: int, model: Module, parameters: Sequence[Parameter], flat: Flat, accumulate: int, compute: MakeGradients
+        self, rank: int, links: Links, model: Module, parameters: Sequence[Parameter], flat: Flat, accumulate: int,
+        compute: MakeGradients,
     ) -> None:
         trained, places = parameters[: flat.layout.trained], range(flat.layout.trained)
         self.rank, self.flat, self.accumulate, self.parameters = rank, flat, accumulate, parameters
         self.modules, self.streams = list(model.modules()), Streams(model)
         self.present = flat.present()[rank]
-        views = [flat.view(f"gradient {rank}", i) for i in places]
-        self.compute = compute(model, trained, views, self.present)
+        self.total = Sum([flat.view("gradient", i) for i in places], *links)
+        self.compute = compute(model, trained, self.total, self.present)
 
     def modes(self) -> tuple[bytes, bytes]:
         """Which modules are in training mode and which parameters require a gradient, now."""
@@ -131,22 +139,25 @@ class Worker:
     def gradients(
         self, shape: tuple[int, ...], seeds: Sequence[int] | None, modes: tuple[bytes, bytes]
     ) -> list[tuple[float, float]]:
-        """(loss, weight) of each part of its rows; the gradient of their weighted sum is in its flat buffer."""
+        """(loss, weight) of each part of its rows; the gradient of their weighted sum is added to that of all."""
         self._follow(modes)
         if seeds is not None:
             self.streams.start(seeds, self.rank)
         self.present.fill(0)
         parts = self._parts(*self.flat.batch(shape))
-        losses = self.compute(parts) if parts else []
+        try:
+            losses = self.compute(parts)
+        finally:
+            self.total.finish()
         return [(loss, part.weight) for loss, part in zip(losses, parts)]
 
-    def reduce(self, ranks: Sequence[int]) -> float:
-        """Its slice of the sum of the workers' gradients; ‖·‖² of that."""
-        return self.flat.reduce(self.rank, ranks)
+    def norm(self) -> float:
+        """‖·‖² of its slice of the gradient."""
+        return self.flat.norm_squared(self.rank)
 
-    def update(self, source: int, runs: Sequence[Run], scale: float) -> None:
+    def update(self, runs: Sequence[Run], scale: float) -> None:
         """AdamW on its slice."""
-        self.flat.update(self.rank, source, runs, scale)
+        self.flat.update(self.rank, runs, scale)
 
     def _parts(self, ids: np.ndarray, targets: np.ndarray) -> list[Part]:
         whole, alone = count_targets(targets), self.flat.layout.workers == self.accumulate == 1

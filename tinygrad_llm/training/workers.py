@@ -1,10 +1,10 @@
 """Worker processes: each computes the gradient of its rows, then updates its slice of the weights.
 
     main process                                      each other process
-    ids, targets, seeds  ──────── gradients ────────▶ gradient of its rows into shared memory
-    gradient of its own rows
+    ids, targets, seeds  ──────── gradients ────────▶ gradient of its rows
+    gradient of its own rows ─ done with a piece ───▶ added to it (tinygrad_llm.training.turns)
     losses: finite?      ◀──────── answers ────────── losses of its rows
-                         ───────── reduce ──────────▶ its slice of the sum
+                         ────────── norm ───────────▶
     norm: finite? clip   ◀──────── answers ────────── ‖its slice‖²
                          ───────── update ──────────▶ AdamW on its slice
 
@@ -34,7 +34,7 @@ from threadpoolctl import ThreadpoolController
 from tinygrad_llm.nn import Module, Parameter
 from tinygrad_llm.optim import AdamW
 from tinygrad_llm.training.flat import Flat, Layout, Lodging, clip_scale
-from tinygrad_llm.training.shards import EagerGradients, MakeGradients, Streams, Worker
+from tinygrad_llm.training.shards import EagerGradients, Links, MakeGradients, Streams, Worker
 
 PATIENCE = 2.0  # seconds that a process has to end before it is killed
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -86,27 +86,32 @@ class Team:
         self.lodging = Lodging(optimizer, parameters, self.flat)
         self.lodging.enter()
         self.streams = Streams(model)
-        self.worker = Worker(0, model, parameters, self.flat, accumulate, compute)
+        context = multiprocessing.get_context(method)
+        links = [context.Pipe(duplex=False) for _ in range(count - 1)]
+        self.worker = Worker(0, (None, links[0][1] if links else None), model, parameters, self.flat, accumulate, compute)
         self.blas = ThreadpoolController().select(user_api="blas")
         self.children: list[Child] = []
         self.signature = self._signature()
         _end_at_exit(self)
         try:
-            self._start(count, method, (model, parameters, self.flat, accumulate, compute))
+            self._start(context, links, (model, parameters, self.flat, accumulate, compute))
         except BaseException:
             self.close()
             raise
 
-    def _start(self, count: int, method: str | None, given: tuple[Any, ...]) -> None:
-        context = multiprocessing.get_context(method)
+    def _start(self, context: Any, links: Sequence[tuple[Connection, Connection]], given: tuple[Any, ...]) -> None:
         forked = context.get_start_method() == "fork"
-        if count > 1 and not forked:
+        if links and not forked:
             resource_tracker.ensure_running()  # or it would undo _deferred
             model, parameters, *rest = given
             given = (_without_values(model, parameters), None, *rest)
         with _deferred(SIGNALS):
-            for rank in range(1, count):
-                self.children.append(Child(context, rank, given, self.children if forked else ()))
+            for rank in range(1, len(links) + 1):
+                self.children.append(Child(context, rank, links, given, self.children if forked else ()))
+        for before, after in links:
+            before.close()
+            if after is not self.worker.total.after:
+                after.close()
         self.flat.memory.seal()
         self._collect()
 
@@ -155,19 +160,17 @@ class Team:
 
     def norm(self) -> float:
         """‖gradient‖₂ of the batch."""
-        present = self.flat.present()
-        self.ranks = [rank for rank, row in enumerate(present) if row.any()]
-        self.some = np.asarray(present.any(0))
-        return float(np.sqrt(sum(self._all("reduce", self.ranks)))) if self.ranks else 0.0
+        self.some = np.asarray(self.flat.present().any(0))
+        return float(np.sqrt(sum(self._all("norm")))) if self.some.any() else 0.0
 
     def update(self, norm: float, max_norm: float | None) -> None:
         """AdamW, with the gradient clipped to max_norm."""
-        if not self.ranks:
+        if not self.some.any():
             return
         self.updating = True
         runs = self.lodging.advance(self.some)
         try:
-            self._all("update", self.ranks[0], runs, clip_scale(norm, max_norm))
+            self._all("update", runs, clip_scale(norm, max_norm))
         except WorkerError:
             raise
         except Exception as error:
@@ -222,6 +225,8 @@ class Team:
     def close(self) -> None:
         """End the other processes, and give weights and moments memory of their own again."""
         self.closed = True
+        if self.worker.total.after is not None:
+            self.worker.total.after.close()
         end(self.children)
         self.flat.memory.seal()
         self.lodging.leave()
@@ -230,12 +235,16 @@ class Team:
 class Child:
     """One of the other processes, and the pipe to it."""
 
-    def __init__(self, context: Any, rank: int, given: tuple[Any, ...], older: Sequence[Child]) -> None:
+    def __init__(
+        self, context: Any, rank: int, links: Sequence[tuple[Connection, Connection]], given: tuple[Any, ...],
+        older: Sequence[Child],
+    ) -> None:
         self.rank, self.owner = rank, os.getpid()
         self.pipe, theirs = context.Pipe()
+        own = links[rank - 1][0], links[rank][1] if rank < len(links) else None
         forked = context.get_start_method() == "fork"
-        inherited = [self.pipe, *(other.pipe for other in older)] if forked else []
-        arguments = (rank, theirs, inherited, np.geterr(), *given)
+        inherited = [self.pipe, *(other.pipe for other in older), *(end for link in links for end in link)] if forked else []
+        arguments = (rank, theirs, own, [end for end in inherited if end not in own], np.geterr(), *given)
         self.process = context.Process(target=_serve, args=arguments, name=f"worker {rank}", daemon=True)
         try:
             self.process.start()
@@ -299,7 +308,7 @@ def _reason(code: int | None) -> str:
 
 
 def _serve(
-    rank: int, pipe: Connection, inherited: Sequence[Connection], errors: dict[str, Any], model: Any,
+    rank: int, pipe: Connection, links: Links, inherited: Sequence[Connection], errors: dict[str, Any], model: Any,
     parameters: Sequence[Parameter] | None, flat: Flat, accumulate: int, compute: MakeGradients,
 ) -> None:
     """The life of a worker: commands, one after the other, until the pipe is closed or the main process is gone.
@@ -315,7 +324,7 @@ def _serve(
     with ThreadpoolController().limit(limits=1, user_api="blas"):
         if parameters is None:
             model, parameters = _with_values(model, flat)
-        worker = Worker(rank, model, parameters, flat, accumulate, compute)
+        worker = Worker(rank, links, model, parameters, flat, accumulate, compute)
         try:
             pipe.send((None, None, ""))
             while (command := _next(pipe)) is not None:
