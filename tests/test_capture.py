@@ -581,6 +581,23 @@ def test_what_each_pass_saves():
     assert flops == [4 * 128, 4 * 128]
 
 
+def used_late(x):
+    shifted, mask = x * 2 + 1, x > 0
+    most = np.concatenate([np.exp(shifted), shifted, shifted])
+    return np.sum(most) + np.sum(shifted * mask)
+
+
+def test_recompute_makes_again_what_is_cheap_and_needed_late():
+    def planned(*more):
+        program = compile(used_late, passes=(*more, passes.plan_memory)).program(floats(64, 64))
+        return program.arena, sum(call.name == "multiply" for call in program.flat())
+
+    assert planned(passes.recompute) == planned()  # not worth it for so few bytes
+    (before, twice), (after, thrice) = planned(), planned(lambda p: passes.recompute(p, large=0))
+    assert after <= before - 64 * 64 * 4  # the mask, and `shifted`, of which the sum reads one
+    assert (twice, thrice) == (2, 3)
+
+
 PAGE = (Path(__file__).parents[1] / "docs" / "capture.md").read_text(encoding="utf-8")
 
 

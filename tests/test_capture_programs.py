@@ -25,8 +25,10 @@ TILES = (16, 64, 300, 4096)
 EXAMPLES = settings(max_examples=3 * settings.default.max_examples)
 
 
-def tiled(tile):
-    return functools.partial(passes.row_tiles, tile=tile)
+def small(tile):
+    """All passes, as they work on large programs."""
+    sizes = {passes.row_tiles: {"tile": tile}, passes.recompute: {"large": 0}}
+    return tuple(functools.partial(p, **sizes[p]) if p in sizes else p for p in passes.EXACT)
 
 
 def poisoned(replay):
@@ -61,9 +63,8 @@ def differences(function, plan, batches):
 
 
 def plans(tile):
-    """No pass, all passes, and all with a tile so small that loops happen."""
-    small = tuple(tiled(tile) if p is passes.row_tiles else p for p in passes.EXACT)
-    return [(), passes.EXACT, small, *[(p,) for p in small]]
+    """No pass, all passes, all with a tile so small that loops happen, and each."""
+    return [(), passes.EXACT, small(tile), *[(p,) for p in small(tile)]]
 
 
 # Random functions -----------------------------------------------------------------------------------------------------
@@ -75,7 +76,7 @@ def test_any_subset_of_passes_keeps_the_bits_of_a_random_function(data):
     function = Drawing(ByHypothesis(data.draw), steps=data.draw(st.integers(1, 8))).function
     kept = data.draw(st.lists(st.booleans(), min_size=len(passes.EXACT), max_size=len(passes.EXACT)))
     tile = data.draw(st.sampled_from(TILES))
-    plan = [tiled(tile) if p is passes.row_tiles else p for p, keep in zip(passes.EXACT, kept) if keep]
+    plan = [p for p, keep in zip(small(tile), kept) if keep]
     for chosen in (plan, plans(tile)[2]):
         assert differences(function, chosen, [function.inputs, function.batch(1)]) == [], function
 

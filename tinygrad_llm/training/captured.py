@@ -18,6 +18,7 @@ from tinygrad_llm.capture.passes import DEFAULT, optimize, plan_memory
 from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.nn import Parameter
+from tinygrad_llm.training.memory import give_back_freed
 from tinygrad_llm.training.shards import EagerGradients, Gradients, Part
 from tinygrad_llm.training.turns import Sum, added, told
 
@@ -76,6 +77,7 @@ class CapturedGradients:
             index = {id(p): i for i, p in enumerate(self.trained)}
             found = {index[id(p)]: output for p, output in recording.leaves if id(p) in index}
             step = Step(recording, found, self.total) if alone else SumStep(recording, found, self._own, first)
+            give_back_freed()
             self._programs[key] = step
             if len(self._programs) > SHAPES:
                 self._programs.popitem(last=False)

@@ -34,6 +34,7 @@ from threadpoolctl import ThreadpoolController
 from tinygrad_llm.nn import Module, Parameter
 from tinygrad_llm.optim import AdamW
 from tinygrad_llm.training.flat import Flat, Layout, Lodging, clip_scale
+from tinygrad_llm.training.memory import give_back_freed
 from tinygrad_llm.training.shards import EagerGradients, Links, MakeGradients, Streams, Worker
 
 PATIENCE = 2.0  # seconds that a process has to end before it is killed
@@ -85,6 +86,7 @@ class Team:
         self.flat = Flat(layout)
         self.lodging = Lodging(optimizer, parameters, self.flat)
         self.lodging.enter()
+        give_back_freed()
         self.streams = Streams(model)
         context = multiprocessing.get_context(method)
         links = [context.Pipe(duplex=False) for _ in range(count - 1)]
