@@ -120,6 +120,14 @@ def column_sums_of_single_rows(x):
     return [np.sum(np.abs(x.T), (0,)), np.sum(np.abs(x).T.reshape((6, 2, 2)).transpose(2, 1, 0), (1, 2)) + 1]
 
 
+def changed_in_between(x):
+    y = x + 1
+    late = y * 3
+    y += 1
+    most = np.concatenate([np.exp(y), np.exp(x), np.exp(late)])
+    return [np.sum(most), late * y]
+
+
 def both_zeros(x):
     return [x * 0.0, x * -0.0, x * False, x * 0]
 
@@ -246,7 +254,7 @@ def powers_from_the_end(x):
 
 
 WRONG_ONCE = [powers_from_the_end, mean_of_a_broadcast_axis, nan_with_gaps, taken_by_a_number, broadcast_copy,
-              column_sums_of_single_rows, both_zeros, two_layouts, row_read_by_all, row_subtracted_from_all,
+              column_sums_of_single_rows, changed_in_between, both_zeros, two_layouts, row_read_by_all, row_subtracted_from_all,
               rows_moved_up, windows_out_of_step, rows_from_the_end, sum_into_other_layout, product_into_columns,
               number_is_not_an_array, written_after_a_read, copied_between_writes, same_twice]
 

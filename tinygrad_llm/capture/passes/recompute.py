@@ -21,7 +21,6 @@ import numpy as np
 
 from tinygrad_llm.capture.ir import Buffer, Call
 from tinygrad_llm.capture.passes.calls import renamed
-from tinygrad_llm.capture.passes.tiles import goes_backwards
 from tinygrad_llm.capture.program import Program
 
 LARGE = 64 * 2**20
@@ -81,8 +80,7 @@ class _Uses:
             return None
         made = self.written[buffer][0]
         call = self.calls[made]
-        whole = call.out is not None and call.out.is_whole()
-        if call.kind != "ufunc" or call.function not in CHEAP or not whole or goes_backwards(call) or made > peak:
+        if call.kind != "ufunc" or call.function not in CHEAP:
             return None
         wanted: list[int] = []
         for operand in {view.buffer for view in call.reads}:
@@ -114,7 +112,7 @@ def _made_later(calls: Sequence[Any], peak: int) -> list[Any]:
             continue
         made = {calls[i].out.buffer: Buffer(calls[i].out.buffer.nbytes) for i in wanted}
         operands = {view.buffer for i in wanted for view in calls[i].reads} - made.keys()
-        if operands & fresh.keys():
+        if operands & fresh.keys():  # to read one that is gone would keep it
             continue
         fresh[buffer] = made[buffer]
         relied |= operands
