@@ -11,6 +11,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import no_grad
 from tinygrad_llm.data import Tokenizer
+from tinygrad_llm.decoding import Decoder, UnknownModuleError
 
 __all__ = ["generate", "generate_text", "next_token_probabilities", "stream_text"]
 
@@ -29,6 +30,9 @@ def generate(
     stop_ids         ends at one of these tokens, which is not given
     generator        one number is drawn from it per token; None: default_rng(0), the same text each time
 
+    A Transformer reads each token once, over a cache (see decoding.py), as long as all fit into context_length; its weights
+    must not change meanwhile. A model of another make is asked for `decoder()`, and without one run on all ids each time.
+
     Raises TypeError or ValueError (IndexError for an id outside the vocabulary) here, not when the first token is asked
     for; FloatingPointError where the model gives logits that are no numbers.
     """
@@ -46,16 +50,41 @@ def generate(
 def _tokens(
     model: Any, ids: list[int], count: int, length: int, choose: Any, stop_ids: frozenset[int]
 ) -> Iterator[int]:
+    decoder = _decoder(model)
     for _ in range(count):
-        token = choose(_next_logits(model, ids[-length:]))
+        logits = _logits(model, ids[-length:]) if decoder is None else _read_on(decoder, ids, length)
+        if not math.isfinite(logits.max()):
+            raise FloatingPointError(f"generate: got a logit of {logits.max()}, expected finite numbers")
+        token = choose(logits)
         if token in stop_ids:
             return
         ids.append(token)
         yield token
 
 
-def _next_logits(model: Any, ids: list[int]) -> np.ndarray:
-    """float64 [V]: scores of the token that follows ids.
+def _decoder(model: Any) -> Any:
+    """What reads on over a cache: the model's own `decoder()`, or ours, where it knows all modules; else None."""
+    if hasattr(model, "decoder"):
+        return model.decoder()
+    try:
+        return Decoder(model)
+    except UnknownModuleError:
+        return None
+
+
+def _read_on(decoder: Any, ids: list[int], length: int) -> np.ndarray:
+    """float64 [V]: scores of the token that follows ids, of which the decoder has read a beginning.
+
+    Where they are more than `length`, each token has another position than in the step before: the last are read anew.
+    """
+    if len(ids) > length:
+        decoder.clear()
+        ids = ids[-length:]
+    return decoder(np.array([ids[decoder.length :]], dtype=np.int64))[0].astype(np.float64)
+
+
+def _logits(model: Any, ids: list[int]) -> np.ndarray:
+    """float64 [V]: scores of the token that follows ids, by running the model on all of them.
 
     Mode and no_grad are set here and not around the loop: between two tokens the caller runs, with its own.
     """
@@ -63,18 +92,15 @@ def _next_logits(model: Any, ids: list[int]) -> np.ndarray:
     model.eval()
     try:
         with no_grad():
-            logits = model(np.array([ids], dtype=np.int64)).numpy()[0, -1].astype(np.float64)
+            return model(np.array([ids], dtype=np.int64)).numpy()[0, -1].astype(np.float64)
     finally:
         for module, training in modes:
             module.training = training
-    if not math.isfinite(logits.max()):
-        raise FloatingPointError(f"generate: got a logit of {logits.max()}, expected finite numbers")
-    return logits
 
 
 def _chooser(temperature: float, top_k: int | None, top_p: float | None, generator: np.random.Generator) -> Any:
     if temperature == 0:
-        return lambda logits: int(np.argmax(logits))
+        return lambda logits: int(logits.argmax())
 
     def draw(logits: np.ndarray) -> int:
         order, probabilities = _candidates(logits, temperature, top_k, top_p)
