@@ -71,6 +71,38 @@ class SinusoidalPositions(nn.Module):
         return self
 
 
+class LayerCache:
+    """Keys and values of the `length` positions that a layer has read, in memory for all: [B, H, context_length, D]."""
+
+    def __init__(self, shape: tuple[int, ...], **factory: Any) -> None:
+        self.keys, self.values, self.length = torch.zeros(shape, **factory), torch.zeros(shape, **factory), 0
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """k and v of the next T positions, [B, H, T, D] -> those of all, [B, H, length, D]."""
+        start, self.length = self.length, self.length + k.shape[2]
+        self.keys[:, :, start : self.length] = k
+        self.values[:, :, start : self.length] = v
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+
+class KVCache:
+    """What every layer remembers of B sequences; `model(ids, cache)` reads on from there."""
+
+    def __init__(self, config: TransformerConfig, batch: int = 1, device: Any = None, dtype: Any = None) -> None:
+        shape = (batch, config.n_heads, config.context_length, config.head_dim)
+        self.layers = [LayerCache(shape, device=device, dtype=dtype) for _ in range(config.n_layers)]
+
+    @property
+    def length(self) -> int:
+        """How many positions it has."""
+        return self.layers[0].length
+
+    def clear(self) -> None:
+        """Forget them."""
+        for layer in self.layers:
+            layer.length = 0
+
+
 class Attention(nn.Module):
     """softmax(q kᵀ / √D + causal mask) v for H heads at once, then a projection: [B, T, d] -> [B, T, d]"""
 
@@ -80,16 +112,27 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(config.d_model, 3 * config.d_model, bias=config.bias, **factory)
         self.out_proj = nn.Linear(config.d_model, config.d_model, bias=config.bias, **factory)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: LayerCache | None = None) -> Tensor:
         q, k, v = self.qkv_proj(x).chunk(3, dim=-1)  # each [B, T, d]
         q, k, v = self._split(q), self._split(k), self._split(v)  # each [B, H, T, D]; RoPE would turn q and k here
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # [B, H, T, D]
+        if past is None or not past.length:
+            k, v = (k, v) if past is None else past.append(k, v)
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)  # [B, H, T, D]
+        else:
+            k, v = past.append(k, v)  # [B, H, S, D]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=_last_rows(q, k))  # [B, H, T, D]
         y = y.transpose(1, 2).flatten(2)  # [B, T, H, D] -> [B, T, d]
         return self.out_proj(y)  # [B, T, d]
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, T, d] -> [B, T, H, D] -> [B, H, T, D]
+
+
+def _last_rows(q: Tensor, k: Tensor) -> Tensor | None:
+    """Where the last T of S positions may look, [T, S]; one of them looks everywhere."""
+    t, s = q.shape[2], k.shape[2]
+    return None if t == 1 else torch.ones(t, s, dtype=torch.bool, device=q.device).tril(s - t)
 
 
 class FeedForward(nn.Module):
@@ -117,16 +160,19 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.pre_norm = config.norm_position == "pre"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: LayerCache | None = None) -> Tensor:
         if self.pre_norm:
-            x = x + self.dropout(self.attn(self.norm1(x)))
+            x = x + self.dropout(self.attn(self.norm1(x), past))
             return x + self.dropout(self.ffn(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.attn(x)))
+        x = self.norm1(x + self.dropout(self.attn(x, past)))
         return self.norm2(x + self.dropout(self.ffn(x)))
 
 
 class Transformer(nn.Module):
-    """ids [B, T] int64 -> logits [B, T, V]. The initial weights come from torch's global generator."""
+    """ids [B, T] int64 -> logits [B, T, V]. The initial weights come from torch's global generator.
+
+    With a cache, ids are those that come after what it holds; it takes them in, and logits [B, 1, V] are the last one's.
+    """
 
     def __init__(self, config: TransformerConfig, device: Any = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
@@ -142,13 +188,18 @@ class Transformer(nn.Module):
             self.lm_head.weight = self.tok_embed.weight
         initialize(self)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        self._check(ids)
-        positions = torch.arange(ids.shape[1], device=ids.device)  # [T]
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        start = 0 if cache is None else cache.length
+        self._check(ids, start, cache)
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device)  # [T]
         x = self.dropout(self.tok_embed(ids) + self.pos_embed(positions))  # [B, T, d]
-        for block in self.blocks:
-            x = block(x)  # [B, T, d]
-        return self.lm_head(self.final_norm(x))  # [B, T, V]
+        if cache is None:
+            for block in self.blocks:
+                x = block(x)  # [B, T, d]
+            return self.lm_head(self.final_norm(x))  # [B, T, V]
+        for block, past in zip(self.blocks, cache.layers):
+            x = block(x, past)  # [B, T, d]
+        return self.lm_head(self.final_norm(x[:, -1:]))  # [B, 1, V]
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean cross entropy, nats per token. Raises ValueError where targets are not shaped as ids."""
@@ -156,12 +207,24 @@ class Transformer(nn.Module):
             raise ValueError(f"targets: got shape {tuple(targets.shape)}, expected that of ids, {tuple(ids.shape)}")
         return F.cross_entropy(self(ids).flatten(0, 1), targets.flatten())
 
-    def _check(self, ids: Tensor) -> None:
+    def _check(self, ids: Tensor, start: int, cache: KVCache | None) -> None:
         if ids.dim() != 2:
             raise ValueError(f"ids: got shape {tuple(ids.shape)}, expected [B, T]")
-        if ids.shape[1] > self.config.context_length:
+        if start + ids.shape[1] > self.config.context_length:
             limit = f"at most context_length = {self.config.context_length}"
-            raise ValueError(f"ids: got {ids.shape[1]} tokens in a sequence, expected {limit}")
+            after = f" after {start}" if start else ""
+            raise ValueError(f"ids: got {ids.shape[1]} tokens in a sequence{after}, expected {limit}")
+        if cache is not None:
+            self._check_cache(ids, cache)
+
+    def _check_cache(self, ids: Tensor, cache: KVCache) -> None:
+        if torch.is_grad_enabled():
+            raise RuntimeError("cache: got it in grad mode, expected torch.inference_mode(): what it holds has no gradient")
+        shape = (ids.shape[0], self.config.n_heads, self.config.context_length, self.config.head_dim)
+        got = (len(cache.layers), *cache.layers[0].keys.shape)
+        if got != (self.config.n_layers, *shape):
+            raise ValueError(f"cache: got [L, B, H, T, D] = {list(got)}, expected {[self.config.n_layers, *shape]}, that of "
+                             "the model and ids")
 
 
 def initial_std(name: str, config: TransformerConfig) -> float:

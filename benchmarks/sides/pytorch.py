@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from benchmarks.cases import Case
 from benchmarks.sides import engine
 from reference.bridge import load_numpy_state
-from reference.model import Transformer
+from reference.decoding import greedy
+from reference.model import LayerCache, Transformer
 from tinygrad_llm.config import TransformerConfig
 
 
@@ -32,12 +33,15 @@ class NaiveAttention(nn.Module):
         self.out_proj = nn.Linear(d, d, bias=config.bias, **factory)
         self.register_buffer("mask", torch.ones(t, t, dtype=torch.bool).triu(1), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: LayerCache | None = None) -> Tensor:
         """[B, T, d] → [B, T, d]"""
         b, t, d = x.shape
         q, k, v = (part.view(b, t, self.n_heads, -1).transpose(1, 2) for part in self.qkv_proj(x).split(d, dim=2))
-        scores = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.shape[-1]))  # [B, H, T, T]
-        p = scores.masked_fill(self.mask[:t, :t], -math.inf).softmax(dim=-1)
+        if past is not None:
+            k, v = past.append(k, v)
+        scores = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.shape[-1]))  # [B, H, T, S]
+        s = k.shape[2]
+        p = scores.masked_fill(self.mask[s - t : s, :s], -math.inf).softmax(dim=-1)
         return self.out_proj((p @ v).transpose(1, 2).reshape(b, t, d))
 
 
@@ -83,13 +87,8 @@ class Engine(engine.Engine):
             losses.append(loss.detach())
         return torch.stack(losses).tolist()  # read at the end: on a GPU, the Python code runs ahead
 
-    @torch.no_grad()
     def continued(self, prompt: Sequence[int], count: int) -> list[int]:
-        ids = torch.tensor([list(prompt)], device=self.device)
-        for _ in range(count):
-            logits = self.model(ids[:, -self.case.context :])[:, -1]
-            ids = torch.cat((ids, logits.argmax(-1, keepdim=True)), dim=1)
-        return ids[0, len(prompt) :].tolist()
+        return greedy(self.model, prompt, count)
 
     def product(self, size: int) -> Callable[[], Any]:
         a = torch.ones(size, size, device=self.device)

@@ -68,6 +68,7 @@ def reference_package() -> Any:
         import reference.activation_gradients
         import reference.activations
         import reference.bridge
+        import reference.decoding
         import reference.devices
         import reference.environment
         import reference.equivalence

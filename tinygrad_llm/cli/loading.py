@@ -60,6 +60,7 @@ class TorchModel:
         self.module = reference.model.Transformer(ours.config, dtype=dtype)
         reference.bridge.load_numpy_state(self.module, ours.state_dict())
         self.module.to(self.device)
+        self._decoder = reference.decoding.Decoder
 
     def modules(self) -> Iterator[Any]:
         """All modules, each with its `training`."""
@@ -72,3 +73,24 @@ class TorchModel:
     def __call__(self, ids: Any) -> Any:
         """int [B, T] → logits [B, T, V], a tensor on the CPU, without a graph"""
         return self.module(self._to_device((ids,), self.device)[0]).detach().cpu()
+
+    def decoder(self) -> TorchDecoder:
+        """What reads on over a cache, for generation."""
+        self.eval()
+        return TorchDecoder(self._decoder(self.module), lambda ids: self._to_device((ids,), self.device)[0])
+
+
+class TorchDecoder:
+    """The reference decoder, of arrays."""
+
+    def __init__(self, decoder: Any, to_device: Callable[[Any], Any]) -> None:
+        self._decoder, self._to_device, self.clear = decoder, to_device, decoder.clear
+
+    @property
+    def length(self) -> int:
+        """How many positions it has read."""
+        return self._decoder.length
+
+    def __call__(self, ids: Any) -> Any:
+        """int [B, T] → logits [B, V], an array"""
+        return self._decoder(self._to_device(ids)).cpu().numpy()
