@@ -71,7 +71,8 @@ def _decoding(records: list[Record]) -> list[str]:
     rows = ([_label(r), r["side"], str(r["tokens"]), f"{r['tokens'] / r['median']:,.0f}",
              _spread(r, 1e3 / r["tokens"]), _memory(r)] for r in _of(records, "decode"))
     head = ("case", "side", "new tokens", "tokens/s", "ms a token", "peak memory, MB")
-    note = "Greedy, one sequence. Neither side keeps keys and values: each token costs a pass over the whole text so far.\n"
+    note = ("Greedy, one sequence; a prompt of a few tokens is read, then each token is one step over the keys and values that "
+            "both sides keep.\n")
     return ["## Greedy decoding\n", note, table(head, rows), _ratio_table(records)]
 
 

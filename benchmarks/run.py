@@ -18,6 +18,7 @@ GEMM_SIZES = (1024, 2048, 3072)
 GEMM_SECONDS = 0.5
 PROMPT = 4
 TURN_STEPS = 40
+TURN_TEXTS = 200
 
 Record = dict[str, Any]
 
@@ -137,9 +138,12 @@ def _decode_case(case: Case, workers: Workers, plan: Plan, tokens: int) -> Itera
     count = max(1, min(tokens, case.context - PROMPT))
     request: dict[str, Any] = {"do": "decode", "prompt": draw_prompt(case, PROMPT, plan.seed), "count": count}
     workers.each("build", case=case.to_dict(), seed=plan.seed)
-    said = {name: answer["tokens"] for name, answer in workers.each(**request).items()}
+    once = workers.each(**request)
+    said = {name: answer["tokens"] for name, answer in once.items()}
     yield from _absent(workers, "decode", case=case.to_dict())
-    turns, busy = _turns(workers, plan.rounds, lambda i: request)
+    slowest = max((answer["seconds"] for answer in once.values()), default=1.0)
+    times = fitting_count(slowest, plan.seconds, TURN_TEXTS)
+    turns, busy = _turns(workers, plan.rounds, lambda i: request | {"times": times})
     seconds = {name: [turn["seconds"] for turn in turns[name]] for name in turns}
     for name in turns:
         yield _timed("decode", workers[name], seconds[name], True, busy, case=case.to_dict(), tokens=count)

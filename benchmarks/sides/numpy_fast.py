@@ -13,7 +13,7 @@ from tinygrad_llm.training import Trainer
 
 
 class Engine(numpy_eager.Engine):
-    """Trainer with capture, and as many workers as it finds worthwhile. Decoding and single ops are the eager ones."""
+    """Trainer with capture, and as many workers as it finds worthwhile. Decoding and single ops are those of `numpy`."""
 
     trainer: Trainer | None = None
 
