@@ -1,7 +1,9 @@
 """Decoding over a KV cache, ours and torch's: the logits and tokens of the whole model, each position computed once."""
 
 import gc
+import re
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -331,3 +333,10 @@ def test_torch_refuses_a_gradient_another_cache_and_more_than_the_context():
                 model(ids, other)
     with pytest.raises(ValueError, match=r"^model: got one in training mode, with dropout"):
         torch_decoding.Decoder(small(dropout=0.1)[1].train())
+
+
+def test_the_page_on_decoding_runs_and_prints_what_its_comments_say(capsys):
+    page = (Path(__file__).parents[1] / "docs" / "decoding.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    exec(code, {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*\) +# (.*)$", code, re.M)

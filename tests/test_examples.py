@@ -102,6 +102,20 @@ def capture_is_shown(out: str) -> None:
     assert "bit for bit as without capture: True" in out
 
 
+def decoding_is_the_whole_model_and_cheaper(out: str) -> None:
+    assert "Shape (4, 2, 1, 4, 8, 32)" in out
+    kept, rounding, moved, size = re.search(
+        r"have changed by (\S+)\.$.*after 1 tokens: (.*?)\.$.*change by up to (\S+), where the largest is (\S+)\.$",
+        out, re.M | re.S).groups()
+    assert float(kept) < 1e-5
+    assert [int(n) for n in re.findall(r"(\d+) tokens", rounding)] == [16, 64, 256]
+    assert all(float(x) < 1e-5 for x in re.findall(r"\de[+-]\d\d", rounding))
+    assert float(moved) > 0.01 * float(size)
+    times = [tuple(map(float, row)) for row in re.findall(r"^ +(\d+) +(\d+\.\d\d) +(\d+\.\d\d)$", out, re.M)]
+    assert [n for n, _, _ in times] == [15, 63, 127, 255]
+    assert times[-1][1] > 3 * times[-1][2]
+
+
 CLAIMS: dict[str, tuple[tuple[str, ...], Callable[[str], None]]] = {
     "01_watch_the_tape.py": ((), tape_is_shown),
     "02_check_a_gradient.py": ((), gradient_is_checked),
@@ -109,6 +123,7 @@ CLAIMS: dict[str, tuple[tuple[str, ...], Callable[[str], None]]] = {
     "04_number_sequences.py": ((), sequence_is_learned),
     "05_train_text.py": (("--steps", "60"), text_is_learned),
     "06_capture.py": ((), capture_is_shown),
+    "07_decoding.py": ((), decoding_is_the_whole_model_and_cheaper),
 }
 
 
