@@ -17,6 +17,7 @@ from benchmarks.cases import Case
 from benchmarks.inputs import draw_batches
 from tinygrad_llm import Tensor, Transformer
 from tinygrad_llm.autograd import apply
+from tinygrad_llm.decoding import Decoder
 from tinygrad_llm.ops.declare import REGISTRY
 from tinygrad_llm.optim import AdamW
 
@@ -65,6 +66,26 @@ def _products(case: Case) -> Work:
             np.matmul(a, b, out=out)
 
     return products
+
+
+def token_and_its_products() -> tuple[Work, Work]:
+    """50 tokens decoded over a cache, and the products of the weights with one position alone."""
+    model, token = Transformer(CASE.config, seed=0), np.zeros((1, 1), np.int64)
+    decoder = Decoder(model)
+    weights = [p.numpy().T for name, p in model.named_parameters() if p.ndim == 2 and name != "tok_embed.weight"]
+    pairs = [(np.ones((1, len(w)), np.float32), w) for w in weights]
+
+    def tokens() -> None:
+        decoder.clear()
+        for _ in range(50):
+            decoder(token)
+
+    def products() -> None:
+        for _ in range(50):
+            for x, w in pairs:
+                x.dot(w)
+
+    return tokens, products
 
 
 def tape_and_numpy() -> tuple[Work, Work]:
@@ -124,6 +145,7 @@ def _below(bound: int, *shape: int) -> np.ndarray:
 
 PAIRS = (
     Pair("step / its products", step_and_its_products, 3.5, 5.5),
+    Pair("token / its products", token_and_its_products, 9.3, 14),
     Pair("tape / NumPy", tape_and_numpy, 19, 28),
     Pair("AdamW / copies", adamw_and_copies, 2.2, 4.0),
     Pair("layer_norm / definition", lambda: fused_and_definition(
