@@ -18,6 +18,7 @@ from benchmarks.report import read_records, write_report
 from benchmarks.sides import find_sides
 
 SIDES, PAIR = "numpy-fast,numpy,torch-eager,torch-sdpa,torch-compile", "numpy,torch-sdpa"
+FASTEST = "numpy-fast,torch-sdpa"
 MAY_DIFFER = "grid", "activation", "ops", "d_model", "context", "batch", "axes", "minutes", "resume", "title"
 
 
@@ -88,12 +89,12 @@ def _add_crossover(parser: Parser) -> None:
     parser.add_argument("--d-model", type=_counts, default=[32, 64, 128, 256, 512], help="(default: 32,64,128,256,512)")
     parser.add_argument("--context", type=_counts, default=[16, 64, 256], help="T (default: 16,64,256)")
     parser.add_argument("--batch", type=_counts, default=[1, 8, 32], help="B (default: 1,8,32)")
-    _add_common(parser, _crossover, PAIR, 3, 0.3)
+    _add_common(parser, _crossover, FASTEST, 3, 0.3)
 
 
 def _add_scaling(parser: Parser) -> None:
     parser.add_argument("--axes", default="tokens,layers", help="(default: %(default)s)")
-    _add_common(parser, _scaling, PAIR, 5, 0.5)
+    _add_common(parser, _scaling, FASTEST, 5, 0.5)
 
 
 def _add_report(parser: Parser) -> None:
