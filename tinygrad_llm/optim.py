@@ -146,7 +146,7 @@ def descend(a: np.ndarray, p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.nd
     g = -g if group["maximize"] else g
     m += np.multiply(np.subtract(g, m, out=a), 1 - b1, out=a)
     v *= b2
-    v += np.multiply(np.multiply(g, g, out=a), 1 - b2, out=a)
+    v += np.multiply(np.square(g, out=a), 1 - b2, out=a)
     np.sqrt(np.maximum(largest[0], v, out=largest[0]) if group["amsgrad"] else v, out=a)
     a += c * group["eps"]
     np.divide(m, a, out=a)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from tinygrad_llm.training.shards import EagerGradients, Gradients, Part
 from tinygrad_llm.training.turns import Sum, added, told
 
 UNPLANNED = tuple(step for step in DEFAULT if step is not plan_memory)
+_TRAINING, _REQUIRES_GRAD = operator.attrgetter("training"), operator.attrgetter("requires_grad")
 SHAPES = 4
 """For how many shapes of (ids, targets) a program is kept; the oldest unused is dropped."""
 
@@ -69,7 +71,7 @@ class CapturedGradients:
     def _step(self, part: Part, first: bool, alone: bool) -> Step:
         """The program of such a part. The first of several writes this worker's sum, further ones add to it; one alone is
         added to that of all workers while it is made."""
-        modes = bytes([m.training for m in self.modules]), bytes([p.requires_grad for p in self.parameters])
+        modes = bytes(map(_TRAINING, self.modules)), bytes(map(_REQUIRES_GRAD, self.parameters))
         key = (part.ids.shape, part.targets.shape, first, alone, modes)
         step = self._programs.get(key)
         if step is None:

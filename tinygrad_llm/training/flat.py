@@ -122,7 +122,7 @@ class Flat:
     def norm_squared(self, rank: int) -> float:
         """‖gradient‖² on the slice of worker `rank`."""
         pieces = self._once(("pieces", rank), lambda: list(self._pieces(rank)))
-        return sum([float(np.dot(piece, piece)) for piece in pieces])
+        return sum(map(float, map(np.ndarray.dot, pieces, pieces)))
 
     def update(self, rank: int, runs: Iterable[Run], scale: float) -> None:
         """AdamW on the slice of worker `rank`, with `scale` times the gradient."""
@@ -172,6 +172,7 @@ class Lodging:
         self.owners = [group for group in optimizer.param_groups for _ in group["params"]]
         self.known: tuple[Any, int] = None, 0
         self.states: list[dict[str, Any] | None] = []
+        self.held: list[tuple[dict[str, Any], str, np.ndarray]] = []
         self.plans: dict[Any, list[tuple[Place, int, int]]] = {}
 
     def enter(self) -> None:
@@ -182,19 +183,12 @@ class Lodging:
                 p._array = view
         known = self.optimizer.state, len(self.optimizer.state)
         if known[0] is not self.known[0] or known[1] != self.known[1]:
-            self.known, self.states = known, [self._entered(i) for i in range(self.layout.trained)]
-        for i, state in enumerate(self.states):
-            if state and any(state[name] is not view for name, view in self.views[i] if name in state):
-                self._entered(i)
-
-    def _entered(self, i: int) -> dict[str, Any] | None:
-        """The state of a parameter, its moments in their places; None where AdamW has not met it yet."""
-        state: dict[str, Any] | None = self.optimizer.state.get(id(self.parameters[i]))
-        for name, view in self.views[i]:
-            if state and name in state and state[name] is not view:
+            self.known, self.states = known, [self.optimizer.state.get(id(p)) for p in self.parameters[: self.layout.trained]]
+            self.held = [(state, *moment) for state, views in zip(self.states, self.views) if state for moment in views]
+        for state, name, view in self.held:
+            if state.get(name, view) is not view:
                 np.copyto(view, state[name])
                 state[name] = view
-        return state
 
     def leave(self) -> None:
         """Give each array memory of its own."""
@@ -208,7 +202,15 @@ class Lodging:
 
     def advance(self, present: np.ndarray) -> list[Run]:
         """Count one more step for the parameters that have a gradient; how AdamW is to treat them. present [trained]"""
-        steps = [self._count(i) if here else 0 for i, here in enumerate(present.tolist())]
+        steps = [0] * len(present)
+        for i, here in enumerate(present.tolist()):
+            if here:
+                state = self.states[i]
+                if state is None or len(state) <= len(self.views[i]):
+                    state = self._begun(i)
+                state["step"] += 1
+                self.parameters[i]._version.count += 1  # a graph made before the step must not be used after it
+                steps[i] = state["step"]
         settings = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
         newest, alike = max(steps), [(settings.index(s), bool(s["eps"])) for s in settings]
         key = tuple([newest - step if step else -1 for step in steps]), tuple(alike)
@@ -217,18 +219,16 @@ class Lodging:
         return [Run(place.dtype, place.start, place.stop, settings[group], newest - behind)
                 for place, group, behind in self.plans[key]]
 
-    def _count(self, i: int) -> int:
-        p, state = self.parameters[i], self.states[i]
+    def _begun(self, i: int) -> dict[str, Any]:
+        """The state of a parameter, with what AdamW needs the first time."""
+        state = self.states[i]
         if state is None:
-            state = self.states[i] = self.optimizer.state[id(p)] = {"step": 0}
-            self.known = self.optimizer.state, len(self.optimizer.state)
+            state = self.states[i] = self.optimizer.state[id(self.parameters[i])] = {"step": 0}
         for name, view in self.views[i]:
             if name not in state and (name != MOMENTS[2] or self.owners[i]["amsgrad"]):
                 view.fill(0)
                 state[name] = view
-        state["step"] += 1
-        p._version.count += 1  # a graph made before the step must not be used after it
-        return state["step"]
+        return state
 
     def _plan(self, steps: list[int], settings: list[dict[str, Any]]) -> list[tuple[Place, int, int]]:
         """(place, number of the group, steps behind the newest) of each run of neighbours with equal settings and steps.

@@ -160,8 +160,8 @@ class Worker:
         self.flat.update(self.rank, runs, scale)
 
     def _parts(self, ids: np.ndarray, targets: np.ndarray) -> list[Part]:
-        whole, alone = count_targets(targets), self.flat.layout.workers == self.accumulate == 1
-        if not whole or alone:  # where no target counts, the loss, which is not finite, is to be seen
+        alone = self.flat.layout.workers == self.accumulate == 1
+        if alone or not (whole := count_targets(targets)):  # where no target counts, a loss that is not finite is to be seen
             return [Part(ids, targets, 1.0)] if self.rank == 0 else []
         rows, wanted = (np.array_split(a, self.flat.layout.workers)[self.rank] for a in (ids, targets))
         return list(split(rows, wanted, min(self.accumulate, len(rows)) or 1, whole))

@@ -239,7 +239,8 @@ class Trainer:
 
 def _check_batch(model: Any, ids: np.ndarray, targets: np.ndarray) -> None:
     """Workers share rows. What has none is shown to the model, whose error says more."""
-    if ids.ndim != 2 or ids.shape != targets.shape or {ids.dtype.kind, targets.dtype.kind} - set("iu") or not ids.size:
+    are_integers = ids.dtype.kind in "iu" and targets.dtype.kind in "iu"
+    if ids.ndim != 2 or ids.shape != targets.shape or not are_integers or not ids.size:
         model.loss(ids, targets)
         raise TypeError(f"ids: got shape {ids.shape} of {ids.dtype}, and targets {targets.shape} of {targets.dtype}, "
                         "expected integers [batch, time] to be shared by workers")

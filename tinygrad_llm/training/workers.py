@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import io
+import math
 import multiprocessing
 import os
 import pickle
@@ -91,6 +92,7 @@ class Team:
         context = multiprocessing.get_context(method)
         links = [context.Pipe(duplex=False) for _ in range(count - 1)]
         self.worker = Worker(0, (None, links[0][1] if links else None), model, parameters, self.flat, accumulate, compute)
+        self.present = self.flat.present()
         self.blas = ThreadpoolController().select(user_api="blas")
         self.children: list[Child] = []
         self.signature = self._signature()
@@ -122,7 +124,7 @@ class Team:
         return size <= self.flat.layout.batch and self.signature == self._signature()
 
     def _signature(self) -> tuple[Any, ...]:
-        groups = [(group["amsgrad"], [id(p) for p in group["params"]]) for group in self.optimizer.param_groups]
+        groups = [(group["amsgrad"], list(map(id, group["params"]))) for group in self.optimizer.param_groups]
         alone = self.flat.layout.workers == 1
         return groups, None if alone else [(id(p), p.shape, p.dtype) for p in self.model.parameters()]
 
@@ -162,8 +164,8 @@ class Team:
 
     def norm(self) -> float:
         """‖gradient‖₂ of the batch."""
-        self.some = np.asarray(self.flat.present().any(0))
-        return float(np.sqrt(sum(self._all("norm")))) if self.some.any() else 0.0
+        self.some = self.present[0] if len(self.present) == 1 else np.asarray(self.present.any(0))
+        return math.sqrt(sum(self._all("norm"))) if self.some.any() else 0.0
 
     def update(self, norm: float, max_norm: float | None) -> None:
         """AdamW, with the gradient clipped to max_norm."""
