@@ -107,14 +107,14 @@ def check_range(op: Op, arg: Arg, array: Any, arrays: tuple[Any, ...], options: 
     _check_below(as_values(array), size, f"{op.name}: {arg.name}", arg.below)
 
 
-def _unsigned(values: Any) -> Any:
+def unsigned(values: Any) -> Any:
     """Integers with the negative ones as very large ones, so that one comparison finds them too."""
     return values.view(f"u{values.dtype.itemsize}") if values.dtype.kind == "i" else values
 
 
 @opaque(None)
 def _check_below(values: Any, size: int, what: str, limit: str) -> None:
-    if values.size and _unsigned(values).max() >= size:
+    if values.size and unsigned(values).max() >= size:
         bad = values[(values < 0) | (values >= size)].flat[0]
         raise IndexRangeError(f"{what}: got {bad}, expected 0 to {size - 1}, as {limit} = {size}")
 

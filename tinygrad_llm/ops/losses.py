@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm.ops.checks import unsigned
 from tinygrad_llm.ops.declare import Vjp, op
 from tinygrad_llm.ops.errors import IndexRangeError
 from tinygrad_llm.ops.linalg import products_of_rows
@@ -24,7 +25,7 @@ def _cross_entropy(logits: Any, target: Any, weight: Any, ignore_index: int, red
     row = -(1 - label_smoothing) * w * picked
     if label_smoothing:
         row = row - label_smoothing / logits.shape[-1] * np.sum(logp if weight is None else logp * weight, -1)
-    return _reduced("cross_entropy", np.where(used, row, 0.0), used, w, reduction)
+    return _reduced("cross_entropy", np.where(used, row, 0.0), w, reduction)
 
 
 @op(logits="N V>0", target="N int", weight="?V in (0.1, 2)",
@@ -48,8 +49,9 @@ def cross_entropy(
     if label_smoothing:
         row = row - label_smoothing / v * np.sum(logp if weight is None else logp * weight, -1)
 
+    @np.errstate(invalid="ignore")  # where Σ w is 0
     def vjp(g: Any) -> tuple[Any, None, None]:
-        a = g / _denominator(used, w, reduction)
+        a = _shared(g, w, reduction)
         hit = np.where(used, (1 - label_smoothing) * w * a, 0)
         if label_smoothing:
             smooth, every = np.where(used, label_smoothing / v * a, 0), v if weight is None else np.sum(weight)
@@ -59,7 +61,7 @@ def cross_entropy(
         d[rows, t] -= hit
         return d, None, None
 
-    return _reduced("cross_entropy", np.where(used, row, 0), used, w, reduction), vjp
+    return _reduced("cross_entropy", np.where(used, row, 0), w, reduction), vjp
 
 
 def _linear_cross_entropy(x: Any, weight: Any, target: Any, bias: Any, ignore_index: int, reduction: str) -> Any:
@@ -77,34 +79,31 @@ def linear_cross_entropy(
 
     The vocabulary goes by in chunks c, of which the strips e = exp(logits − m) are kept, m the largest of each row. With
     M the largest m, f = exp(m − M) and Z = Σ_c f Σ e:   p = e f / Z, and the loss of a row is ln Z + M − logit of the target.
-    From e at the target Z / f is taken, so that e f / Z = p − y. With a the cotangent of a row's loss and r = a f / Z:
+    From e at the target Z / f is taken, so that e f / Z = p − y. With a the cotangent of a row's loss and r = a / (Z / f):
     dx = Σ_c r (e W_c),  dW_c = eᵀ (r x),  db_c = Σ r e.   f is at least eps², so that Z / f is finite; p errs by less than that
     """
     used, t, w = _targets("linear_cross_entropy", x, target, None, ignore_index, weight.shape[0])
     chunks = _chunks(x.shape[0], weight.shape[0])
-    places = [_place(t, a, b) for a, b in chunks]
+    places = [_place(t, a, b) for a, b in chunks] if len(chunks) > 1 else [(None, (np.arange(t.size), t))]
     found = [_strip(x, weight[a:b], None if bias is None else bias[a:b], p) for (a, b), p in zip(chunks, places)]
     strips, largest, picked = ([one[i] for one in found] for i in range(3))
-    top = functools.reduce(np.maximum, largest)
-    factors = [np.exp(m - top) for m in largest]
-    z = functools.reduce(np.add, [f * _row_sums(e) for f, e in zip(factors, strips)])
+    top, z, wholes = _joined(strips, largest)
     row = np.where(used, np.log(z) + (top - functools.reduce(np.add, picked)), 0)
-    scales = [np.maximum(f, float(np.finfo(x.dtype).eps) ** 2) / z for f in factors]
-    for e, scale, (inside, at) in zip(strips, scales, places):
-        e[at] -= np.where(inside, 1 / scale, 0)
+    for e, whole, (inside, at) in zip(strips, wholes, places):
+        e[at] -= _only(inside, whole)
     has_bias = bias is not None
 
     def vjp(g: Any) -> tuple[Any, Any, None, Any]:
-        share = w * (g / _denominator(used, w, reduction))
+        share = np.where(used, _shared(g, w, reduction), 0)
         dx, dw, db = None, np.empty_like(weight), []
-        for (a, b), e, scale in zip(chunks, strips, scales):
-            r = (share * scale)[:, None]
+        for (a, b), e, whole in zip(chunks, strips, wholes):
+            r = (share / whole)[:, None]
             part, dw[a:b] = _products(e, r, x, weight[a:b])
             dx = part if dx is None else dx + part
             db += [total(e * r, (0,))] if has_bias else []
         return dx, dw, None, np.concatenate(db) if has_bias else None
 
-    return _reduced("linear_cross_entropy", row, used, w, reduction), vjp
+    return _reduced("linear_cross_entropy", row, w, reduction), vjp
 
 
 def _chunks(n: int, v: int) -> list[tuple[int, int]]:
@@ -119,15 +118,31 @@ def _place(t: Any, start: int, end: int) -> tuple[Any, tuple[Any, Any]]:
     return inside, (np.arange(t.size), np.where(inside, t - start, 0))
 
 
+def _only(inside: Any, x: Any) -> Any:
+    """x where the target is in the chunk, else 0; inside is None where there is but one chunk."""
+    return x if inside is None else np.where(inside, x, 0)
+
+
 def _strip(x: Any, weight: Any, bias: Any, place: tuple[Any, tuple[Any, Any]]) -> tuple[Any, Any, Any]:
     """(exp(logits − largest), largest of each row, logit of the target where it is in this chunk, else 0)."""
     logits = np.matmul(x, np.swapaxes(weight, 0, 1))
     if bias is not None:
         logits += bias
-    picked = np.where(place[0], logits[place[1]], 0)
-    largest = np.maximum(np.max(logits, -1), np.finfo(logits.dtype).min)  # finite, where a bias of −∞ hides the whole chunk
+    picked = _only(place[0], logits[place[1]])
+    largest = np.max(logits, -1, initial=np.finfo(logits.dtype).min)  # finite, where a bias of −∞ hides the whole chunk
     logits -= largest[:, None]
     return np.exp(logits), largest, picked
+
+
+def _joined(strips: list[Any], largest: list[Any]) -> tuple[Any, Any, list[Any]]:
+    """(M, Z, Z / f of each chunk)"""
+    sums = [_row_sums(e) for e in strips]
+    if len(strips) == 1:
+        return largest[0], sums[0], sums
+    top, tiny = functools.reduce(np.maximum, largest), float(np.finfo(sums[0].dtype).eps) ** 2
+    factors = [np.maximum(np.exp(m - top), tiny) for m in largest]
+    z = functools.reduce(np.add, [f * s for f, s in zip(factors, sums)])
+    return top, z, [z / f for f in factors]
 
 
 def _row_sums(e: Any) -> Any:
@@ -154,25 +169,20 @@ def _targets(name: str, x: Any, target: Any, weight: Any, ignore_index: int, cla
 
 @opaque(None)
 def _check_classes(t: Any, name: str, classes: int, ignore_index: int) -> None:
-    if t.size and (t.min() < 0 or t.max() >= classes):
+    if t.size and unsigned(t).max() >= classes:
         bad = t[(t < 0) | (t >= classes)].flat[0]
         raise IndexRangeError(f"{name}: target: got class {bad}, expected 0 to {classes - 1}, or ignore_index = {ignore_index}")
 
 
-def _denominator(used: Any, w: Any, reduction: str) -> Any:
-    """Σ w for a mean; where that is 0 torch's gradient is nan, but 0 where no row counts: nan or 1."""
-    if reduction != "mean":
-        return 1
-    instead = np.where(np.sum(used) == 0, 1, np.nan).astype(w.dtype)
-    return np.where(np.sum(w) == 0, instead, np.sum(w))
+def _shared(x: Any, w: Any, reduction: str) -> Any:
+    """x / Σ w for a mean, x for a sum. The mean over no rows is nan, as in torch."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return x / np.sum(w) if reduction == "mean" else x
 
 
-def _reduced(name: str, row: Any, used: Any, w: Any, reduction: str) -> Any:
+def _reduced(name: str, row: Any, w: Any, reduction: str) -> Any:
     if reduction == "none":
         return row
     if reduction not in ("mean", "sum"):
         raise ValueError(f"{name}: reduction: got {reduction!r}, expected 'mean', 'sum' or 'none'")
-    if reduction == "sum":
-        return np.sum(row)
-    over_none = np.where(np.sum(w) == 0, np.nan, 0).astype(w.dtype)  # the mean over no rows is nan, as in torch
-    return np.sum(row) / _denominator(used, w, reduction) + over_none
+    return _shared(np.sum(row), w, reduction)
