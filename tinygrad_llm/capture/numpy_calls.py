@@ -279,7 +279,17 @@ def _clip(recorder: Recorder, x: Any, a_min: Any = None, a_max: Any = None, **op
         return np.minimum(x, a_max) if a_min is None else np.maximum(x, a_min)
     bounds = [getattr(v, "dtype", v) for v in (x, a_min, a_max)]
     layout = _broadcast([shadow_of(v) for v in (x, a_min, a_max)], np.result_type(*bounds))
-    return recorder.call(kernels.clip, "ufunc", (x, a_min, a_max), layout)
+    plain = all(b == layout.dtype if isinstance(b, np.dtype) else layout.dtype.kind == "f" for b in bounds)
+    return recorder.call(kernels.CLIP if plain else kernels.clip, "ufunc", (x, a_min, a_max), layout)
+
+
+@handles(np.take)
+def _take(recorder: Recorder, x: Any, indices: Any, axis: Any = None, out: Any = None, mode: str = "raise") -> Any:
+    """With a mode that never raises, NumPy writes the result where it is to go."""
+    if mode == "raise" or axis is None or out is not None or not hasattr(x, "shadow"):
+        return library.record_other(recorder, np.take, (x, indices, axis), {"out": out, "mode": mode})
+    layout = np.empty(np.take(np.broadcast_to(np.empty((), x.dtype), x.shape), library.stand_in(indices), axis).shape, x.dtype)
+    return recorder.call(np.take, "index", (x, indices), layout, {"axis": axis, "mode": mode})
 
 
 @handles(np.concatenate)

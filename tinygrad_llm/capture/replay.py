@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -66,10 +67,10 @@ class Replay:
         out = self.array(call.out)
         if call.function in _DENSE_OUT and not (out.flags.c_contiguous or out.flags.f_contiguous):
             return functools.partial(kernels.copied, call.function, *args, out=out, **call.options)
-        if call.function is kernels.copy:
-            return functools.partial(np.copyto, out, args[0], "unsafe")
-        if call.kind == "reduce" and call.options.keys() == {"axis", "keepdims"}:
-            return functools.partial(call.function, *args, call.options["axis"], None, out, call.options["keepdims"])
+        if call.function in _BINDERS:
+            return _BINDERS[call.function](out, *args, **call.options)
+        if call.kind == "reduce":
+            return _bind_reduce(call.function, args[0], out, **call.options)
         if isinstance(call.function, np.ufunc) and not call.options:
             args = _without_numbers(call.function, args)
             if call.function not in _KEYWORD_OUT:  # by position: half the time of a call on a few elements
@@ -88,6 +89,25 @@ class Replay:
         if (array.shape, array.strides, array.dtype) != (view.shape, view.strides, view.dtype):
             raise ValueError(f"outputs: got {array.dtype} of shape {array.shape}, expected {view.dtype} of shape {view.shape}")
         self.memory[view.buffer] = array
+
+
+def _bind_reduce(function: Any, x: Any, out: Any, axis: Any, keepdims: bool, dtype: Any = None, **initial: Any) -> Any:
+    return functools.partial(function, x, axis, dtype, out, keepdims, *initial.values())
+
+
+def _bind_where(out: Any, condition: Any, *values: Any) -> Any:
+    x, y = (v if isinstance(v, np.ndarray) else np.asarray(v).astype(out.dtype) for v in values)
+    return functools.partial(kernels.where, condition, x, y, out)
+
+
+_BINDERS: dict[Any, Callable[..., Any]] = {
+    kernels.copy: lambda out, x: functools.partial(np.copyto, out, x, "unsafe"),
+    kernels.where: _bind_where,
+    kernels.take: lambda out, x, *parts, index: functools.partial(kernels.taken, x, kernels.fill(index, parts), out),
+    kernels.put: lambda x, _, y, *parts, index: functools.partial(operator.setitem, x, kernels.fill(index, parts), y),
+    np.take: lambda out, x, ids, axis, mode: functools.partial(x.take, ids, axis, out, mode),
+}
+"""For (out, *args, **options): what is called, with all that can be done beforehand."""
 
 
 def _without_numbers(ufunc: Any, args: list[Any]) -> list[Any]:

@@ -108,7 +108,7 @@ def compute(op: Op, *args: Any, **options: Any) -> Any:
     for arg in args:
         if hasattr(arg, "__apply_op__"):
             return arg.__apply_op__(op, *args, **options)
-    return op(*args, **options)[0]
+    return op.function(*args, **options)[0]  # the other op has checked what it was given
 
 
 def _fitted(vjp: Vjp, arrays: tuple[Any, ...]) -> Vjp:

@@ -114,7 +114,8 @@ def rms_norm(x: Any, weight: Any, eps: float = 1e-5) -> tuple[Any, Vjp]:
 def embedding(weight: Any, ids: Any) -> tuple[Any, Vjp]:
     """Row ids[...] of weight for each id.   dweight = Σ of the g of all places where the row was taken"""
     rows = weight.shape[0]
-    return weight[ids], lambda g: (compute(add_rows, g, ids, rows=rows), None)
+    taken = np.take(weight, ids, 0, mode="clip")  # none is to be clipped, all are checked; indexing takes three times as long
+    return taken, lambda g: (compute(add_rows, g, ids, rows=rows), None)
 
 
 @op(x="*B D", ids="*B int < rows", options={"rows": (7,)},
@@ -131,11 +132,13 @@ def add_rows(x: Any, ids: Any, rows: int) -> tuple[Any, Vjp]:
 @opaque(lambda x, ids, rows: ((rows, x.shape[-1]), x.dtype))
 def _add_rows(x: Any, ids: Any, rows: int, out: Any = None) -> Any:
     out = np.empty((rows, x.shape[-1]), x.dtype) if out is None else out
-    out[...] = 0
+    out.fill(0)
     flat = ids.reshape(-1)
     if flat.size:
-        order = np.argsort(flat, kind="stable")
-        ordered = flat[order]
-        starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-        out[ordered[starts]] = np.add.reduceat(x.reshape((flat.size, x.shape[-1]))[order], starts, axis=0)
+        order = flat.argsort(kind="stable")
+        ordered, is_first = flat.take(order), np.ones(flat.size, bool)
+        np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+        (starts,) = is_first.nonzero()
+        rows_in_order = x.reshape((flat.size, x.shape[-1])).take(order, 0)
+        out[ordered.take(starts)] = np.add.reduceat(rows_in_order, starts, 0)
     return out
