@@ -31,7 +31,7 @@ print("writes, and the op that it comes from (ᵀ: its gradient).\n")
 print(compile(step, passes=()).program(x, y))
 
 replay = compile(step)
-print("\nThe same after every pass (dead_calls, common_calls, sink_copies, row_tiles, plan_memory); @: the place in memory.\n")
+print("\nThe same after every pass of tinygrad_llm.capture.passes; @: the place in memory.\n")
 print(replay.program(x, y))
 
 print("\nBoth in numbers:\n")

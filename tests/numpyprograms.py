@@ -199,8 +199,8 @@ class Drawing:
 
     def operate(self) -> Step:
         name, i, j, s = self.one(OPERATORS), self.pick(), self.int(0, 1), self.one(SCALARS)
-        if name == "pow":
-            i = self.pick(lambda v: np.asarray(v).dtype.kind == "f")
+        if name == "pow":  # of a number it is the C library's, whose last bit is not always np.power's
+            i = self.pick(lambda v: np.ndim(v) > 0 and v.dtype.kind == "f")
         other = self.beside(i) if j else None
         if name == "pow" and other is not None and np.asarray(self.values[other]).dtype.kind != "f":
             other = None

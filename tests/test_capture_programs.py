@@ -253,10 +253,24 @@ def powers_from_the_end(x):
     return [np.power(np.flip(y), y), np.log1p(np.flip(np.abs(x))) * 2]
 
 
+def repeated_row_changes(x):
+    row = x[0] * 2
+    y = x + row
+    row += 1
+    return [y, x + row, x * row, x - x[:, :1], x / np.copy(x[:, :1])]
+
+
+def works_in_the_dtype_of_its_operands(x):
+    out = np.zeros_like(x, dtype=np.float64)
+    np.multiply(x, x[:1] + 1, out=out)
+    return [out, x.T * (x[0:1] > 0).T, np.add(x[:, :1], np.arange(x.shape[1]))]
+
+
 WRONG_ONCE = [powers_from_the_end, mean_of_a_broadcast_axis, nan_with_gaps, taken_by_a_number, broadcast_copy,
               column_sums_of_single_rows, changed_in_between, both_zeros, two_layouts, row_read_by_all, row_subtracted_from_all,
               rows_moved_up, windows_out_of_step, rows_from_the_end, sum_into_other_layout, product_into_columns,
-              number_is_not_an_array, written_after_a_read, copied_between_writes, same_twice]
+              number_is_not_an_array, written_after_a_read, copied_between_writes, same_twice,
+              repeated_row_changes, works_in_the_dtype_of_its_operands]
 
 SHAPES = {column_sums_of_single_rows: (4, 6), sum_into_other_layout: (130, 8), powers_from_the_end: (8, 32),
           nan_with_gaps: (130, 8), product_into_columns: (16, 16)}

@@ -8,16 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tinygrad_llm.capture.passes.calls import common_calls, dead_calls, sink_copies
+from tinygrad_llm.capture.passes.dense import dense_operands
 from tinygrad_llm.capture.passes.memory import plan_memory
 from tinygrad_llm.capture.passes.recompute import recompute
 from tinygrad_llm.capture.passes.tiles import row_tiles
 from tinygrad_llm.capture.program import Program
 
-__all__ = ["DEFAULT", "EXACT", "Pass", "common_calls", "dead_calls", "optimize", "plan_memory", "recompute", "row_tiles",
-           "sink_copies"]
+__all__ = ["DEFAULT", "EXACT", "Pass", "common_calls", "dead_calls", "dense_operands", "optimize", "plan_memory", "recompute",
+           "row_tiles", "sink_copies"]
 
 Pass = Callable[[Program], Program]
-EXACT: tuple[Pass, ...] = (dead_calls, common_calls, sink_copies, recompute, row_tiles, plan_memory)
+EXACT: tuple[Pass, ...] = (dead_calls, common_calls, sink_copies, recompute, row_tiles, dense_operands, plan_memory)
 DEFAULT = EXACT
 
 
