@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -109,12 +110,17 @@ def check_range(op: Op, arg: Arg, array: Any, arrays: tuple[Any, ...], options: 
 
 def unsigned(values: Any) -> Any:
     """Integers with the negative ones as very large ones, so that one comparison finds them too."""
-    return values.view(f"u{values.dtype.itemsize}") if values.dtype.kind == "i" else values
+    return values.view(_unsigned_of(values.dtype)) if values.dtype.kind == "i" else values
+
+
+@functools.cache
+def _unsigned_of(dtype: np.dtype) -> np.dtype:
+    return np.dtype(dtype.str.replace("i", "u"))
 
 
 @opaque(None)
 def _check_below(values: Any, size: int, what: str, limit: str) -> None:
-    if values.size and unsigned(values).max() >= size:
+    if values.size and np.maximum.reduce(unsigned(values), None) >= size:
         bad = values[(values < 0) | (values >= size)].flat[0]
         raise IndexRangeError(f"{what}: got {bad}, expected 0 to {size - 1}, as {limit} = {size}")
 

@@ -169,7 +169,7 @@ def _targets(name: str, x: Any, target: Any, weight: Any, ignore_index: int, cla
 
 @opaque(None)
 def _check_classes(t: Any, name: str, classes: int, ignore_index: int) -> None:
-    if t.size and unsigned(t).max() >= classes:
+    if t.size and np.maximum.reduce(unsigned(t), None) >= classes:
         bad = t[(t < 0) | (t >= classes)].flat[0]
         raise IndexRangeError(f"{name}: target: got class {bad}, expected 0 to {classes - 1}, or ignore_index = {ignore_index}")
 

@@ -24,7 +24,7 @@ from tinygrad_llm.training.shards import EagerGradients, Gradients, Part
 from tinygrad_llm.training.turns import Sum, added, told
 
 UNPLANNED = tuple(step for step in DEFAULT if step is not plan_memory)
-_TRAINING, _REQUIRES_GRAD = operator.attrgetter("training"), operator.attrgetter("requires_grad")
+_TRAINING, _REQUIRES_GRAD = operator.attrgetter("training"), operator.attrgetter("_requires_grad")
 SHAPES = 4
 """For how many shapes of (ids, targets) a program is kept; the oldest unused is dropped."""
 
