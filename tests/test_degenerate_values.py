@@ -66,7 +66,8 @@ CALLS = {
     **{f"all ignored, {how}, smoothing {e}": cross_entropy(IGNORED, SCORES / 1e4, reduction=how, label_smoothing=e)
        for how in HOW for e in (0.0, 0.1)},
     **{f"all ignored, weighted, {how}": cross_entropy(IGNORED, SCORES / 1e4, [1.0, 2.0, 0.5], reduction=how) for how in HOW},
-    "all of weight 0": cross_entropy([1, 1, 1], SCORES / 1e4, [1.0, 0.0, 0.5]),
+    **{f"all of weight 0, smoothing {e}": cross_entropy([1, 1, 1], SCORES / 1e4, [1.0, 0.0, 0.5], label_smoothing=e)
+       for e in (0.0, 0.1)},
     **{f"cross-entropy of scores ±1e4, {how}": cross_entropy([1, 0, 2], SCORES, reduction=how) for how in HOW},
     "cross-entropy of scores ±1e4, smoothed": cross_entropy([1, 0, 2], SCORES, label_smoothing=0.1),
     "cross-entropy of −∞ beside the target": cross_entropy([0, 1], [[1.0, -INF, 2.0], [-INF, 0.0, -INF]]),

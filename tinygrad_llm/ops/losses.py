@@ -174,10 +174,10 @@ def _check_classes(t: Any, name: str, classes: int, ignore_index: int) -> None:
         raise IndexRangeError(f"{name}: target: got class {bad}, expected 0 to {classes - 1}, or ignore_index = {ignore_index}")
 
 
-def _shared(x: Any, w: Any, reduction: str) -> Any:
-    """x / Σ w for a mean, x for a sum. The mean over no rows is nan, as in torch."""
+def _shared(g: Any, w: Any, reduction: str) -> Any:
+    """The cotangent of a row's loss of weight 1: g / Σ w for a mean, else g."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return x / np.sum(w) if reduction == "mean" else x
+        return g / np.sum(w) if reduction == "mean" else g
 
 
 def _reduced(name: str, row: Any, w: Any, reduction: str) -> Any:
@@ -185,4 +185,7 @@ def _reduced(name: str, row: Any, w: Any, reduction: str) -> Any:
         return row
     if reduction not in ("mean", "sum"):
         raise ValueError(f"{name}: reduction: got {reduction!r}, expected 'mean', 'sum' or 'none'")
-    return _shared(np.sum(row), w, reduction)
+    if reduction == "sum":
+        return np.sum(row)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.sum(row) / np.sum(w) + 0 / np.sum(w)  # nan where Σ w is 0, as in torch
