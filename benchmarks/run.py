@@ -17,7 +17,7 @@ from benchmarks.sides import SIDES, TRUTH, Side, missing
 GEMM_SIZES = (1024, 2048, 3072)
 GEMM_SECONDS = 0.5
 PROMPT = 4
-TURN_STEPS = 40
+TURN_STEPS = 400
 TURN_TEXTS = 200
 
 Record = dict[str, Any]
