@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinygrad_llm.allocator import keep_freed
 from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node
 from tinygrad_llm.autograd.hooks import run_hooks
 from tinygrad_llm.autograd.modes import is_anomaly_check_nan_enabled, set_grad_enabled
@@ -90,6 +91,7 @@ def _walk(
 
     An input may lie upstream of another, so the walk goes on beyond the inputs, unless told that none does.
     """
+    keep_freed()
     if len(gradients) != len(tensors):
         raise AutogradError(f"grad_outputs: got {len(gradients)}, expected {len(tensors)}, one for each output")
     retain = create_graph if retain_graph is None else retain_graph

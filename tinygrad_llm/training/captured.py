@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm.allocator import give_back_freed
 from tinygrad_llm.autograd.modes import is_anomaly_enabled, is_grad_enabled
 from tinygrad_llm.capture import CaptureError
 from tinygrad_llm.capture.compiled import Recording, record
@@ -19,7 +20,6 @@ from tinygrad_llm.capture.passes import DEFAULT, optimize, plan_memory
 from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.nn import Parameter
-from tinygrad_llm.training.memory import give_back_freed
 from tinygrad_llm.training.shards import EagerGradients, Gradients, Part
 from tinygrad_llm.training.turns import Sum, added, told
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 from multiprocessing import RawArray, reduction
@@ -63,11 +62,3 @@ class SharedMemory:
         self._descriptor = source.detach() if hasattr(source, "detach") else -1
         self._open(source if self._descriptor < 0 else self._descriptor)
         self.seal()
-
-
-def give_back_freed() -> None:
-    """Give the system what this process has freed. glibc keeps what lies below anything in use: of weights that have
-    moved into shared memory, 150 of 650 MB at GPT-2 small."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)

@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from tinygrad_llm.allocator import give_back_freed
 from tinygrad_llm.nn import Module, Parameter
 from tinygrad_llm.optim import AdamW
 from tinygrad_llm.training.flat import Flat, Layout, Lodging, clip_scale
-from tinygrad_llm.training.memory import give_back_freed
 from tinygrad_llm.training.shards import EagerGradients, Links, MakeGradients, Streams, Worker
 
 PATIENCE = 2.0  # seconds that a process has to end before it is killed
