@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import Case
+from benchmarks.cases import GRID, Case
 from benchmarks.inputs import draw_batches
 from tinygrad_llm import Tensor, Transformer
 from tinygrad_llm.autograd import apply
 from tinygrad_llm.decoding import Decoder
 from tinygrad_llm.ops.declare import REGISTRY
 from tinygrad_llm.optim import AdamW
+from tinygrad_llm.training import Trainer
 
 CASE = Case("guard", 4, 64, 64, 4, 2, 65)  # some ms a step: short enough for some rounds to be undisturbed
 Work = Callable[[], Any]
@@ -38,16 +39,28 @@ class Pair:
 
 def step_and_its_products() -> tuple[Work, Work]:
     """A training step, and the matrix products in it alone."""
-    model = Transformer(CASE.config, seed=0)
+    return _eager(CASE), _products(CASE)
+
+
+def replay_and_eager(case: Case) -> tuple[Work, Work]:
+    """A training step replayed by one process, and the same step eager."""
+    model = Transformer(case.config, seed=0)
+    trainer = Trainer(model, AdamW(model.parameters()), capture=True)
+    ((ids, targets),) = draw_batches(case, 0, 0, 1)
+    return lambda: trainer.step(ids, targets), _eager(case)
+
+
+def _eager(case: Case) -> Work:
+    model = Transformer(case.config, seed=0)
     optimizer = AdamW(model.parameters())
-    ((ids, targets),) = draw_batches(CASE, 0, 0, 1)
+    ((ids, targets),) = draw_batches(case, 0, 0, 1)
 
     def step() -> None:
         model.loss(ids, targets).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    return step, _products(CASE)
+    return step
 
 
 def _products(case: Case) -> Work:
@@ -144,7 +157,9 @@ def _below(bound: int, *shape: int) -> np.ndarray:
 
 
 PAIRS = (
-    Pair("step / its products", step_and_its_products, 3.5, 5.5),
+    Pair("step / its products", step_and_its_products, 2.3, 3.5),
+    Pair("replay / eager, a toy", lambda: replay_and_eager(GRID["S0"]), 0.2, 0.3),
+    Pair("replay / eager", lambda: replay_and_eager(CASE), 0.65, 0.95),
     Pair("token / its products", token_and_its_products, 9.3, 14),
     Pair("tape / NumPy", tape_and_numpy, 19, 28),
     Pair("AdamW / copies", adamw_and_copies, 2.2, 4.0),
