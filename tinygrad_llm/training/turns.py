@@ -100,7 +100,7 @@ def _address(array: np.ndarray) -> int:
 # Programs -------------------------------------------------------------------------------------------------------------
 
 
-class Step:
+class SumCall:
     """What a program calls of a sum, by the name it is listed under."""
 
     def __init__(self, name: str, function: Callable[..., None]) -> None:
@@ -124,7 +124,7 @@ def told(program: Program, found: Mapping[int, int], total: Sum) -> Program:
     calls: list[Call | Loop] = []
     for at, item in enumerate(items):
         calls.append(item)
-        calls += [Call(Step("done", total.done), "check", (span,), None, op="sum of workers") for span in spans.get(at, ())]
+        calls += [Call(SumCall("done", total.done), "check", (span,), None, op="sum of workers") for span in spans.get(at, ())]
     return dataclasses.replace(program, calls=calls)
 
 
@@ -146,7 +146,7 @@ def added(program: Program, found: Mapping[int, int], total: Sum) -> Program:
                 items[at] = dataclasses.replace(item, out=source)
             target = dataclasses.replace(view, buffer=place)
             additions.setdefault(at, []).append(
-                Call(Step("add_in_turn", total.add), "opaque", (source,), target, op="sum of workers"))
+                Call(SumCall("add_in_turn", total.add), "opaque", (source,), target, op="sum of workers"))
         outputs[output] = dataclasses.replace(whole, buffer=place)
     calls: list[Call | Loop] = []
     for at, item in enumerate(items):
