@@ -62,6 +62,40 @@ def test_scores_of_ten_thousand_in_every_block_are_exact(dtype):
     np.testing.assert_allclose(found, value[seen.max(1)], rtol=1e-5)
 
 
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("few", [0, 2**20])
+@pytest.mark.parametrize("large", [10.0, 100.0, np.inf, np.nan])
+def test_a_row_with_large_scores_changes_no_bit_of_the_others(monkeypatch, large, few, is_causal):
+    """Whether the largest score is taken out of a row is for that row alone to say."""
+    monkeypatch.setattr(attention_module, "_FEW", few)
+    q, k, v, g = np.random.default_rng(0).standard_normal((4, 2, 130, 8)).astype(np.float32)
+    other = q.copy()
+    other[1, 70] *= large
+    with np.errstate(invalid="ignore"):
+        (out, vjp), (changed, changed_vjp) = (REGISTRY["attention"](x, k, v, is_causal=is_causal) for x in (q, other))
+        (dq, *_), (changed_dq, *_) = vjp(g), changed_vjp(g)
+    for a, b in ((out, changed), (dq, changed_dq)):
+        assert not np.array_equal(a[1, 70], b[1, 70])
+        b[1, 70] = a[1, 70]
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("part", [0.9, 0.999, 1.001, 1.1, 2.9])
+def test_scores_about_the_limit_are_torchs(part, dtype):
+    """A third of what overflows: below, e^score is taken as it is; above, the largest is taken out first."""
+    rng, t = np.random.default_rng(0), 70
+    limit = attention_module._limit(np.dtype(dtype))
+    key = np.stack([np.ones(t), *rng.standard_normal((3, t))], -1)
+    query = np.concatenate([rng.choice([-2, 2], (t, 1)) * limit * part, np.zeros((t, 3))], -1)  # scores ± limit · part
+    arrays = [query[None], key[None], rng.standard_normal((1, t, 4)), rng.standard_normal((1, t, 4))]
+    for is_causal in (True, False):
+        truth, ours = both(arrays, is_causal, np.float64)
+        assert [fail for a, b in zip(ours, truth) for fail in judge64("attention", a, b)] == []
+        theirs, ours = both(arrays, is_causal, np.float32)
+        assert [fail for a, b, c in zip(ours, theirs, truth) for fail in judge32("attention", a, b, c)] == []
+
+
 def test_a_row_that_looks_at_one_position_has_no_gradient_of_scores():
     """dS of the first row cancels exactly: the query's gradient there is 0, not rounding noise."""
     rng = np.random.default_rng(0)

@@ -57,7 +57,7 @@ def _moved_borders(original: Any, library: Any, by: int) -> Any:
 
 
 def _in_every_chunk(original: Any, library: Any) -> Any:
-    return lambda t, start, end: (np.ones(t.shape, bool), (np.arange(t.size), t % (end - start)))
+    return lambda t, start, end: (np.ones(t.shape, bool), np.arange(t.size) * (end - start) + t % (end - start))
 
 
 def _not_at_the_border(original: Any, library: Any) -> Any:
@@ -75,14 +75,14 @@ def _short_blocks(original: Any, library: Any) -> Any:
 def _mask(original: Any, library: Any, start_of: Any) -> Any:
     """A strip whose hidden keys start elsewhere, in every block but the first."""
 
-    def strip(query: Any, turned: Any, start: int) -> Any:
-        return original(query, turned, start_of(start) if 0 < start < turned.shape[-1] else start)
+    def strip(scores: Any, start: int) -> Any:
+        return original(scores, start_of(start) if 0 < start < scores.shape[-1] else start)
 
     return strip
 
 
 def _strip(start_of: Any) -> Apply:
-    return method("ops.attention._strip", partial(_mask, start_of=start_of))
+    return method("ops.attention._softmax", partial(_mask, start_of=start_of))
 
 
 BUGS = [

@@ -403,13 +403,14 @@ def record_setitem(x: Traced, index: Any, value: Any) -> None:
     x.recorder.call(kernels.put, "index", (x, value, *parts), x, {"index": template})
 
 
-def record_opaque(recorder: Recorder, function: Any, like: Any, args: Any, options: Any) -> Any:
+def record_opaque(recorder: Recorder, function: Any, like: Any, args: Any, options: Any, apart: bool) -> Any:
     """A function that is not looked into; see tinygrad_llm.ops.opaque."""
     layout = None if like is None else np.empty(*like(*args, **options))
     if any(hasattr(a, "shadow") for a in flatten(([a for a in args if not hasattr(a, "shadow")], options))[0]):
         function = library.Other(function, args, options, writes=like is not None)
         args, options = tuple(function.parts), {}
-    return recorder.call(function, "check" if layout is None else "opaque", args, layout, options)
+    kind = "check" if layout is None else "apart" if apart else "opaque"
+    return recorder.call(function, kind, args, layout, options)
 
 
 def is_basic(index: Any) -> bool:

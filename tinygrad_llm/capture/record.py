@@ -198,8 +198,8 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             return NotImplemented
         return numpy_calls.record_function(self.recorder, function, args, kwargs)
 
-    def __record_call__(self, function: Any, like: Any, args: Any, options: Any) -> Any:
-        return numpy_calls.record_opaque(self.recorder, function, like, args, options)
+    def __record_call__(self, function: Any, like: Any, args: Any, options: Any, apart: bool) -> Any:
+        return numpy_calls.record_opaque(self.recorder, function, like, args, options, apart)
 
     def __getitem__(self, index: Any) -> Any:
         return numpy_calls.record_getitem(self, index)

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm.ops.constants import constant, full
 from tinygrad_llm.ops.declare import Vjp, op
+from tinygrad_llm.ops.opaque import opaque
 
 _ROWS = 64  # query rows at a time: what a causal mask hides is skipped but for half a block
+_FEW = 4096
 
 
 def _attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float | None) -> Any:
@@ -27,11 +30,12 @@ def _attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float |
 def attention(query: Any, key: Any, value: Any, is_causal: bool = False, scale: float | None = None) -> tuple[Any, Vjp]:
     """P V,  P = softmax(Q Kᵀ · scale), scale = 1/√D by default.   Vaswani et al. 2017, arXiv:1706.03762
 
-    For each block of query rows:   e = exp(Q Kᵀ · scale − largest of its row),  out = (e V) / Σ e.   And back, with
-    ĝ = g / Σ e:   dV = eᵀ ĝ,  dP = ĝ Vᵀ,  dS = e · (dP − Σ dP e / Σ e),  dQ = dS K · scale,  dK = dSᵀ Q · scale.
-    Σ dP e is also Σ g · out, over the shorter rows of the output (Dao et al. 2022, arXiv:2205.14135), but only the former
+    For each block of query rows:   e = exp(Q Kᵀ · scale),  P = e / Σ e,  out = P V.   And back:
+    dV = Pᵀ g,  dP = g Vᵀ,  dS = P · (dP − Σ dP P),  dQ = dS K · scale,  dK = dSᵀ Q · scale.
+    Of a row whose largest score is large, it is taken out first: see _exponentials.
+    Σ dP P is also Σ g · out, over the shorter rows of the output (Dao et al. 2022, arXiv:2205.14135), but only the former
     cancels exactly where a row looks at one position alone: the latter's rounding is noise that Adam makes steps of.
-    A row whose scores are all −∞ gives zeros, as in torch: −∞ is never the largest, and Σ e, else at least 1, is taken for 1.
+    A row whose scores are all −∞ gives zeros, as in torch: its e are 0, and Σ e = 0 is taken for the least number.
     """
     out = np.empty((*query.shape[:-1], value.shape[-1]), query.dtype, like=query)
     vjp = _attend(query, key, value, out, is_causal, _scale(query, scale))
@@ -76,23 +80,22 @@ def _unpacked(qkv: Any) -> tuple[Any, Any, Any]:
 
 def _attend(query: Any, key: Any, value: Any, out: Any, is_causal: bool, factor: float) -> Any:
     """Writes the attention into out; returns vjp(g, dq, dk, dv), which writes its gradients."""
-    scaled, turned = query * factor, _turned(key)
+    scaled = _turned(key, factor)
     blocks = _blocks(query.shape[-2], key.shape[-2], is_causal)
-    strips = [_strip(scaled[..., a:b, :], turned[..., :end], a if is_causal else end) for a, b, end in blocks]
-    sums = [np.maximum(np.vecdot(np.ones(e.shape[-1], e.dtype), e), 1)[..., None] for e in strips]
-    for (a, b, end), e, total in zip(blocks, strips, sums):
-        out[..., a:b, :] = np.matmul(e, value[..., :end, :]) / total
+    strips = [_softmax(np.matmul(query[..., a:b, :], scaled[..., :end]), a if is_causal else end) for a, b, end in blocks]
+    for (a, b, end), p in zip(blocks, strips):
+        out[..., a:b, :] = np.matmul(p, value[..., :end, :])
 
     def vjp(g: Any, dq: Any, dk: Any, dv: Any) -> None:
-        values = _turned(value)
-        for (a, b, end), e, total in reversed(list(zip(blocks, strips, sums))):
-            share = g[..., a:b, :] / total
+        values = _turned(value, factor)  # so that ds below is dS · scale
+        for (a, b, end), p in reversed(list(zip(blocks, strips))):
+            share = g[..., a:b, :]
             ds = np.matmul(share, values[..., :end])
-            ds -= np.vecdot(e, ds)[..., None] / total
-            ds *= e
-            dq[..., a:b, :] = np.matmul(ds, key[..., :end, :]) * factor
-            for d, part in ((dk, np.matmul(np.swapaxes(ds, -1, -2), scaled[..., a:b, :])),
-                            (dv, np.matmul(np.swapaxes(e, -1, -2), share))):
+            ds -= np.vecdot(p, ds)[..., None]
+            ds *= p
+            dq[..., a:b, :] = np.matmul(ds, key[..., :end, :])
+            for d, part in ((dk, np.matmul(np.swapaxes(ds, -1, -2), query[..., a:b, :])),
+                            (dv, np.matmul(np.swapaxes(p, -1, -2), share))):
                 if (a, b, end) == blocks[-1]:  # it looks at every key
                     d[...] = part
                 else:
@@ -109,25 +112,59 @@ def _blocks(t: int, s: int, is_causal: bool) -> list[tuple[int, int, int]]:
     return [(a, min(a + _ROWS, t), s if a == starts[-1] else min(a + _ROWS, s)) for a in starts]
 
 
-def _strip(query: Any, turned: Any, start: int) -> Any:
-    """e^(scores − largest) of some rows; row i does not look beyond key start + i."""
-    scores = np.matmul(query, turned)
-    rows, columns = scores.shape[-2:]
+def _softmax(scores: Any, start: int) -> Any:
+    """softmax of some rows of scores, of which row i does not look beyond key start + i."""
+    p = _exponentials(scores, start)
+    p /= np.maximum(np.vecdot(p, full(p.shape[-1], 1, p.dtype)), np.finfo(p.dtype).tiny)[..., None]
+    return p
+
+
+@opaque(lambda scores, start: (scores.shape, scores.dtype), apart=True)
+def _exponentials(scores: Any, start: int, out: Any = None) -> Any:
+    """e^score, 0 for keys that are hidden; of a row whose largest score is far from 0, e^(score − largest).
+
+    To find the largest of each row takes three times as long as to exponentiate. But the largest and the smallest of all
+    are found in a tenth of it, and where these are tame, so is every row. Each row is judged by itself, its bits do not depend
+    on others. Without `out`, it writes over the scores.
+    """
+    if out is None:
+        out = scores
+    elif out is not scores:
+        np.copyto(out, scores)
+    limit, columns = _limit(out.dtype), out.shape[-1]
+    tame = _are_within(out.reshape(-1), limit)
     if start < columns:
-        scores[..., start:] += _hidden(rows, columns - start).astype(scores.dtype)
-    scores -= np.max(scores, -1, keepdims=True, initial=np.finfo(scores.dtype).min)
-    return np.exp(scores)
+        late = out[..., start:]
+        np.add(late, _hidden(late.shape[-2], late.shape[-1], out.dtype), out=late)
+    if not tame:
+        largest = np.max(out, -1, keepdims=True, initial=np.finfo(out.dtype).min)
+        out -= np.where(np.abs(largest) > limit, largest, 0)
+    return np.exp(out, out=out)
 
 
-@functools.lru_cache(maxsize=64)
-def _hidden(t: int, s: int) -> Any:
-    """float32 [T, S]: −∞ where position t may not look, else 0. A sum, because np.where takes ten times as long."""
-    return np.where(look_ahead(t, s), np.float32(-np.inf), np.float32(0))
+def _are_within(flat: Any, limit: float) -> bool:
+    """Whether |x| ≤ limit for all x; a NaN is not. Σ x² answers for a few with one call."""
+    if flat.size <= _FEW and flat.dot(flat) <= limit * limit:
+        return True
+    return bool(np.maximum.reduce(flat, initial=0) <= limit and np.minimum.reduce(flat, initial=0) >= -limit)
 
 
-def _turned(x: Any) -> Any:
-    """xᵀ in memory of its own, which products read faster."""
-    return np.swapaxes(x, -1, -2).copy()
+@functools.cache
+def _limit(dtype: Any) -> float:
+    """A third of the largest x whose e^x is finite, 29 in float32: sums of e^x, and products with them, are finite too."""
+    return math.log(np.finfo(dtype).max) / 3
+
+
+@constant
+def _hidden(t: int, s: int, dtype: Any) -> Any:
+    """[T, S]: −∞ where position t may not look, else 0. A sum, because np.where takes ten times as long."""
+    return np.where(look_ahead(t, s), -np.inf, 0).astype(dtype)
+
+
+def _turned(x: Any, factor: float) -> Any:
+    """factor · xᵀ in memory of its own, which products read faster."""
+    turned = np.swapaxes(x, -1, -2)
+    return np.multiply(turned, factor, out=np.empty(turned.shape, x.dtype, like=x))
 
 
 def look_ahead(t: int, s: int) -> Any:

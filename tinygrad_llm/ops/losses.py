@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.ops.checks import unsigned
+from tinygrad_llm.ops.constants import constant, full
 from tinygrad_llm.ops.declare import Vjp, op
 from tinygrad_llm.ops.errors import IndexRangeError
 from tinygrad_llm.ops.linalg import products_of_rows
@@ -25,7 +26,7 @@ def _cross_entropy(logits: Any, target: Any, weight: Any, ignore_index: int, red
     row = -(1 - label_smoothing) * w * picked
     if label_smoothing:
         row = row - label_smoothing / logits.shape[-1] * np.sum(logp if weight is None else logp * weight, -1)
-    return _reduced("cross_entropy", np.where(used, row, 0.0), w, reduction)
+    return _reduced("cross_entropy", np.where(used, row, 0.0), w, reduction, label_smoothing)
 
 
 @op(logits="N V>0", target="N int", weight="?V in (0.1, 2)",
@@ -61,7 +62,7 @@ def cross_entropy(
         d[rows, t] -= hit
         return d, None, None
 
-    return _reduced("cross_entropy", np.where(used, row, 0), w, reduction), vjp
+    return _reduced("cross_entropy", np.where(used, row, 0), w, reduction, label_smoothing), vjp
 
 
 def _linear_cross_entropy(x: Any, weight: Any, target: Any, bias: Any, ignore_index: int, reduction: str) -> Any:
@@ -84,13 +85,13 @@ def linear_cross_entropy(
     """
     used, t, w = _targets("linear_cross_entropy", x, target, None, ignore_index, weight.shape[0])
     chunks = _chunks(x.shape[0], weight.shape[0])
-    places = [_place(t, a, b) for a, b in chunks] if len(chunks) > 1 else [(None, (np.arange(t.size), t))]
+    places = [_place(t, a, b) for a, b in chunks] if len(chunks) > 1 else [(None, _starts(t.size, weight.shape[0]) + t)]
     found = [_strip(x, weight[a:b], None if bias is None else bias[a:b], p) for (a, b), p in zip(chunks, places)]
     strips, largest, picked = ([one[i] for one in found] for i in range(3))
     top, z, wholes = _joined(strips, largest)
     row = np.where(used, np.log(z) + (top - functools.reduce(np.add, picked)), 0)
     for e, whole, (inside, at) in zip(strips, wholes, places):
-        e[at] -= _only(inside, whole)
+        e.reshape(-1)[at] -= _only(inside, whole)
     has_bias = bias is not None
 
     def vjp(g: Any) -> tuple[Any, Any, None, Any]:
@@ -112,10 +113,16 @@ def _chunks(n: int, v: int) -> list[tuple[int, int]]:
     return [(a, min(a + size, v)) for a in range(0, v, size)]
 
 
-def _place(t: Any, start: int, end: int) -> tuple[Any, tuple[Any, Any]]:
-    """(whether the target is in the chunk, row and column of its logit there, or of the first)."""
+def _place(t: Any, start: int, end: int) -> tuple[Any, Any]:
+    """(whether the target is in the chunk, place of its logit, or of its row's first, among those of the chunk)."""
     inside = (t >= start) & (t < end)
-    return inside, (np.arange(t.size), np.where(inside, t - start, 0))
+    return inside, _starts(t.size, end - start) + np.where(inside, t - start, 0)
+
+
+@constant
+def _starts(rows: int, columns: int) -> np.ndarray:
+    """The place of the first element of each row in a matrix."""
+    return np.arange(0, rows * columns, columns)
 
 
 def _only(inside: Any, x: Any) -> Any:
@@ -123,12 +130,12 @@ def _only(inside: Any, x: Any) -> Any:
     return x if inside is None else np.where(inside, x, 0)
 
 
-def _strip(x: Any, weight: Any, bias: Any, place: tuple[Any, tuple[Any, Any]]) -> tuple[Any, Any, Any]:
+def _strip(x: Any, weight: Any, bias: Any, place: tuple[Any, Any]) -> tuple[Any, Any, Any]:
     """(exp(logits − largest), largest of each row, logit of the target where it is in this chunk, else 0)."""
     logits = np.matmul(x, np.swapaxes(weight, 0, 1))
     if bias is not None:
         logits += bias
-    picked = _only(place[0], logits[place[1]])
+    picked = _only(place[0], np.take(logits.reshape(-1), place[1], 0, mode="clip"))
     largest = np.max(logits, -1, initial=np.finfo(logits.dtype).min)  # finite, where a bias of −∞ hides the whole chunk
     logits -= largest[:, None]
     return np.exp(logits), largest, picked
@@ -146,7 +153,7 @@ def _joined(strips: list[Any], largest: list[Any]) -> tuple[Any, Any, list[Any]]
 
 
 def _row_sums(e: Any) -> Any:
-    return np.vecdot(np.ones(e.shape[-1], e.dtype), e)
+    return np.vecdot(e, full(e.shape[-1], 1, e.dtype))
 
 
 def _products(e: Any, r: Any, x: Any, weight: Any) -> tuple[Any, Any]:
@@ -180,7 +187,7 @@ def _shared(g: Any, w: Any, reduction: str) -> Any:
         return g / np.sum(w) if reduction == "mean" else g
 
 
-def _reduced(name: str, row: Any, w: Any, reduction: str) -> Any:
+def _reduced(name: str, row: Any, w: Any, reduction: str, smoothing: float = 0) -> Any:
     if reduction == "none":
         return row
     if reduction not in ("mean", "sum"):
@@ -188,4 +195,5 @@ def _reduced(name: str, row: Any, w: Any, reduction: str) -> Any:
     if reduction == "sum":
         return np.sum(row)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.sum(row) / np.sum(w) + 0 / np.sum(w)  # nan where Σ w is 0, as in torch
+        loss, whole = np.sum(row), np.sum(w)
+        return loss / whole + 0 / whole if smoothing else loss / whole  # nan where Σ w is 0, as in torch

@@ -21,10 +21,12 @@ import numpy as np
 Like = Callable[..., tuple[tuple[int, ...], Any]]
 
 
-def opaque(like: Like | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def opaque(like: Like | None, apart: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """like(*args, **options) is (shape, dtype) of the result; None for a function that only checks, and returns nothing.
 
     The arrays that it reads must be positional arguments; a result goes into its keyword argument `out`, where given.
+    apart: the result has the first argument's shape, each of its matrices depends on the one in that place alone, and
+    `out` may be that argument.
     """
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,7 +34,7 @@ def opaque(like: Like | None) -> Callable[[Callable[..., Any]], Callable[..., An
         def call(*args: Any, **options: Any) -> Any:
             for arg in args:
                 if hasattr(arg, "__record_call__"):
-                    return arg.__record_call__(function, like, args, options)
+                    return arg.__record_call__(function, like, args, options, apart)
             return function(*args, **options)
 
         return call

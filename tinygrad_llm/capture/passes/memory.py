@@ -75,11 +75,11 @@ def _in_place(program: Program) -> Program:
 
 
 def _reusable(call: Call, number: int, first: dict[Buffer, int], last: dict[Buffer, int]) -> View | None:
-    """The operand whose memory the result of an element-by-element call may take."""
+    """The operand whose memory a result may take: of a call element by element, or matrix by matrix."""
     out = call.out
-    if call.kind != "ufunc" or out is None or first[out.buffer] != number or out.buffer.kind not in ("temp", "tile"):
+    if call.kind not in ("ufunc", "apart") or out is None or first[out.buffer] != number:
         return None
-    if not _fills(out):
+    if out.buffer.kind not in ("temp", "tile") or not _fills(out):
         return None
     for view in call.reads:
         if (last[view.buffer] == number and _layout(view) == _layout(out)

@@ -17,8 +17,8 @@ from typing import Any
 from tinygrad_llm.capture.ir import Buffer, Call, Loop, Rows, View
 from tinygrad_llm.capture.program import Program
 
-TILE = 192 * 1024
-"""Bytes of an array that one turn of a loop touches: several of them fit into a core's second-level cache."""
+TILE = 2**20
+"""Bytes of an array that one turn of a loop touches: about a core's second-level cache; less makes more calls."""
 
 REACH = 24
 """How far ahead a run looks for its next call: what is made long before it is used takes memory all that time."""
@@ -49,7 +49,7 @@ def row_tiles(program: Program, tile: int = TILE) -> Program:
 
 def _row_forms(call: Call) -> dict[int, Call]:
     """For each number of rows that the call can be split into: the call with these rows as its first axis."""
-    if call.out is None or call.kind not in ("ufunc", "copy", "where", "reduce", "matmul") or goes_backwards(call):
+    if call.out is None or call.kind not in ("ufunc", "copy", "where", "reduce", "matmul", "apart") or goes_backwards(call):
         return {}
     forms: dict[int, Call] = {}
     for lead in range(1, call.out.ndim + 1):
@@ -72,7 +72,7 @@ def _row_form(call: Call, lead: int, rows: int) -> Call | None:
         if any(axis < lead for axis in options["axis"]) or not _is_reduced_by_row(call, lead):
             return None
         options = options | {"axis": tuple([axis - lead + 1 for axis in options["axis"]])}
-    elif call.kind == "matmul":
+    elif call.kind in ("matmul", "apart"):
         core = _core_axes(call)
         if lead > call.out.ndim - core:
             return None
@@ -119,7 +119,7 @@ def _split(form: Call, rows: int, each: int) -> Call:
 def _core_axes(call: Call) -> int:
     """How many of the result's axes are not looped over."""
     assert call.out is not None
-    return {"matmul": 2, "vecdot": 0}.get(call.name, call.out.ndim)
+    return 2 if call.kind == "apart" else {"matmul": 2, "vecdot": 0}.get(call.name, call.out.ndim)
 
 
 def _argument(call: Call, a: Any, lead: int, rows: int, depth: int, core: int) -> tuple[Any] | None:
