@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm.ops.constants import constant, full
 from tinygrad_llm.ops.declare import Vjp, compute, op
 from tinygrad_llm.ops.opaque import opaque
 from tinygrad_llm.ops.sums import total
+
+_FEW = 1024  # places of a matrix of zeros and ones
 
 
 def _softmax(x: Any) -> Any:
@@ -26,7 +29,7 @@ def log_softmax_of(x: Any) -> Any:
 def softmax(x: Any) -> tuple[Any, Vjp]:
     """p = eˣ / Σ eˣ along the last axis.   dx = p · (g − Σ g p)"""
     e = np.exp(x - np.max(x, -1, keepdims=True))
-    p = e / _dot(e, np.ones(e.shape[-1], e.dtype))
+    p = e / _sum(e)
     return p, lambda g: ((g - _dot(g, p)) * p,)
 
 
@@ -34,13 +37,23 @@ def softmax(x: Any) -> tuple[Any, Vjp]:
 def log_softmax(x: Any) -> tuple[Any, Vjp]:
     """x − ln Σ eˣ along the last axis.   dx = g − softmax(x) Σ g"""
     z = x - np.max(x, -1, keepdims=True)
-    out = z - np.log(_dot(np.exp(z), np.ones(z.shape[-1], z.dtype)))
-    return out, lambda g: (g - np.exp(out) * _dot(g, np.ones(g.shape[-1], g.dtype)),)
+    out = z - np.log(_sum(np.exp(z)))
+    return out, lambda g: (g - np.exp(out) * _sum(g),)
 
 
 def _dot(x: Any, y: Any) -> Any:
     """Σ x y along the last axis, which stays, in one pass: np.sum and np.mean take three times as long as np.vecdot."""
     return np.vecdot(x, y)[..., None]
+
+
+def _sum(x: Any) -> Any:
+    return _dot(x, full(x.shape[-1], 1, x.dtype))
+
+
+def _mean(x: Any) -> Any:
+    """Where n is a power of two, x / n is exact. Else its rounding would be seen where numbers are large and nearly equal."""
+    n = x.shape[-1]
+    return _sum(x) / n if n & (n - 1) else _dot(x, full(n, 1 / n, x.dtype))
 
 
 def _layer_norm(x: Any, weight: Any, bias: Any, eps: float) -> Any:
@@ -57,17 +70,15 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> tuple[Any, 
 
     With ĝ = g · weight:   dx = (ĝ − mean ĝ − x̂ · mean(ĝ x̂)) / √(Var[x] + eps),  dweight = Σ g x̂,  dbias = Σ g
     """
-    n, ones = x.shape[-1], np.ones(x.shape[-1], x.dtype)
-    normal = x - _dot(x, ones) / n
-    scale = 1 / np.sqrt(_dot(normal, normal) / n + eps)
+    normal = x - _mean(x)
+    scale = _inverse_root(_dot(normal, normal), x.shape[-1], eps)
     normal *= scale
     has_bias = bias is not None
 
     def vjp(g: Any) -> tuple[Any, ...]:
-        w = ones if weight is None else weight
-        inner, dweight = _along(g, normal, w, weight is not None)
+        w, share, inner, dweight = _along(g, normal, weight)
         away = normal * inner
-        away += _dot(g, w) / n
+        away += _dot(g, share)
         dx = g * w
         dx -= away
         dx *= scale
@@ -77,10 +88,18 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> tuple[Any, 
     return out if bias is None else out + bias, vjp
 
 
-def _along(g: Any, normal: Any, w: Any, has_weight: bool) -> tuple[Any, Any]:
-    """(mean(g w x̂) of each row, Σ g x̂ over the rows)."""
-    along = g * normal
-    return _dot(along, w) / g.shape[-1], total(along, tuple(range(g.ndim - 1))) if has_weight else None
+def _inverse_root(squares: Any, n: int, eps: float) -> Any:
+    """1 / √(Σ/n + eps) of the sum of n squares."""
+    return np.sqrt(n / (squares + n * eps))
+
+
+def _along(g: Any, normal: Any, weight: Any) -> tuple[Any, Any, Any, Any]:
+    """(weight, weight / n, mean(g w x̂) of each row, Σ g x̂ over the rows); ones, and None for the last, where there is none."""
+    n, along = g.shape[-1], g * normal
+    if weight is None:
+        return full(n, 1, g.dtype), full(n, 1 / n, g.dtype), _mean(along), None
+    share = weight / n
+    return weight, share, _dot(along, share), total(along, tuple(range(g.ndim - 1)))
 
 
 def _rms_norm(x: Any, weight: Any, eps: float) -> Any:
@@ -95,13 +114,11 @@ def rms_norm(x: Any, weight: Any, eps: float = 1e-5) -> tuple[Any, Vjp]:
 
     With ĝ = g · weight:   dx = (ĝ − x̂ · mean(ĝ x̂)) / √(E[x²] + eps),  dweight = Σ g x̂
     """
-    n, ones = x.shape[-1], np.ones(x.shape[-1], x.dtype)
-    scale = 1 / np.sqrt(_dot(x, x) / n + eps)
+    scale = _inverse_root(_dot(x, x), x.shape[-1], eps)
     normal = x * scale
 
     def vjp(g: Any) -> tuple[Any, ...]:
-        w = ones if weight is None else weight
-        inner, dweight = _along(g, normal, w, weight is not None)
+        w, _, inner, dweight = _along(g, normal, weight)
         dx = g * w
         dx -= normal * inner
         dx *= scale
@@ -124,21 +141,30 @@ def add_rows(x: Any, ids: Any, rows: int) -> tuple[Any, Vjp]:
     """A matrix of `rows` rows in which row ids[n] is the sum of the x[n]; leading axes are flattened.   dx = g[ids]
 
     Rows are sorted by id and added in runs: `out[ids] += x` would keep only the last of repeated rows, and
-    `np.add.at` is slow on matrices.
+    `np.add.at` is slow on matrices. A few are added by a product with the matrix that has a 1 where a row goes.
     """
     return _add_rows(x, ids, rows), lambda g: (g[ids], None)
 
 
 @opaque(lambda x, ids, rows: ((rows, x.shape[-1]), x.dtype))
 def _add_rows(x: Any, ids: Any, rows: int, out: Any = None) -> Any:
+    flat, lines = ids.reshape(-1), x.reshape((ids.size, x.shape[-1]))
+    if 0 < flat.size * rows <= _FEW:
+        sums = (_numbers(rows) == flat).astype(x.dtype).dot(lines)
+        if np.isfinite(sums).all():  # or 0 times infinity has reached rows that it does not belong to
+            return sums if out is None else np.copyto(out, sums)
     out = np.empty((rows, x.shape[-1]), x.dtype) if out is None else out
     out.fill(0)
-    flat = ids.reshape(-1)
     if flat.size:
         order = flat.argsort(kind="stable")
         ordered, is_first = flat.take(order), np.ones(flat.size, bool)
         np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
         (starts,) = is_first.nonzero()
-        rows_in_order = x.reshape((flat.size, x.shape[-1])).take(order, 0)
-        out[ordered.take(starts)] = np.add.reduceat(rows_in_order, starts, 0)
+        out[ordered.take(starts)] = np.add.reduceat(lines.take(order, 0), starts, 0)
     return out
+
+
+@constant
+def _numbers(n: int) -> np.ndarray:
+    """0 … n − 1, as a column."""
+    return np.arange(n)[:, None]
