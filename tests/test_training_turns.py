@@ -1,4 +1,4 @@
-"""The sum of all workers' gradients: in the order of the workers, piece by piece, wherever each of them cuts."""
+"""The sum of all workers' gradients: in the order of the workers, piece by piece, wherever each of them cuts, or by slices."""
 
 import itertools
 from multiprocessing import Pipe, get_all_start_methods
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tinygrad_llm import Transformer, TransformerConfig
 from tinygrad_llm.ops import losses
 from tinygrad_llm.optim import AdamW
-from tinygrad_llm.training import Trainer
+from tinygrad_llm.training import Trainer, flat
 from tinygrad_llm.training.flat import Layout
 from tinygrad_llm.training.turns import Sum
 
@@ -83,6 +83,12 @@ def test_a_worker_before_that_is_gone_is_an_error_and_no_endless_wait():
 VOCAB = 1500
 
 
+@pytest.fixture
+def one_gradient(monkeypatch):
+    """For all workers, however small it is."""
+    monkeypatch.setattr(flat, "APART", 0)
+
+
 def taken(rows, workers, capture, accumulate=1):
     model = Transformer(TransformerConfig(VOCAB, 6, 8, 2, 2), seed=1)
     with Trainer(model, AdamW(model.parameters(), lr=1e-2), workers=workers, capture=capture, accumulate=accumulate) as trainer:
@@ -95,6 +101,7 @@ def taken(rows, workers, capture, accumulate=1):
 
 
 @FORK
+@pytest.mark.usefixtures("one_gradient")
 @pytest.mark.parametrize("rows", [4, 5])  # with 5 the shares, and so the chunks of the head, are not alike
 @pytest.mark.parametrize("workers", [2, 3])
 def test_captured_workers_add_what_eager_ones_add_bit_by_bit(monkeypatch, rows, workers):
@@ -108,12 +115,31 @@ def test_captured_workers_add_what_eager_ones_add_bit_by_bit(monkeypatch, rows, 
 
 
 @FORK
+@pytest.mark.parametrize("capture", [True, False])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_gradients_apart_are_added_to_the_same_bits(monkeypatch, workers, capture):
+    apart = taken(5, workers, capture)
+    monkeypatch.setattr(flat, "APART", 0)
+    in_turns = taken(5, workers, capture)
+    assert apart[0] == in_turns[0]
+    for name, value in in_turns[1].items():
+        assert apart[1][name].tobytes() == value.tobytes(), name
+
+
+@FORK
+@pytest.mark.usefixtures("one_gradient")
+def test_captured_workers_with_several_parts_add_in_turns_too():
+    test_captured_workers_with_several_parts_each_go_where_one_process_goes()
+
+
+@FORK
 def test_captured_workers_with_several_parts_each_go_where_one_process_goes():
     ours, theirs = taken(8, 2, True, accumulate=2), taken(8, 1, False)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
 
 
-def test_a_further_worker_needs_no_further_gradient():
+def test_a_further_worker_needs_no_further_gradient_of_a_large_model(monkeypatch):
     parameters = list(Transformer(TransformerConfig(VOCAB, 6, 8, 2, 2)).parameters())
+    monkeypatch.setattr(flat, "APART", 4 * sum(p.size for p in parameters) - 1)
     one, four = (Layout(parameters, [], workers, 24, amsgrad=False).nbytes for workers in (1, 4))
     assert four - one <= 3 * len(parameters) + 64

@@ -1,6 +1,6 @@
 """All weights of a model end to end in one memory, and what AdamW keeps beside them; the step on any slice of it.
 
-    weights │ exp_avg │ exp_avg_sq │ gradient │ ids │ targets
+    weights │ exp_avg │ exp_avg_sq │ gradient │ gradient of worker 1 │ ... │ ids │ targets
 
 A parameter's array becomes a view of its place, and the optimizer's state holds views too, so that all that reads them
 (state_dict, checkpoints, evaluation) needs to know nothing of it. The update is elementwise and in the order of
@@ -18,6 +18,9 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.optim import CHUNK, MOMENTS, AdamW, descend
 from tinygrad_llm.training.memory import ALIGNMENT, SharedMemory
+
+APART = 2**24
+"""Bytes of a gradient up to which each worker has one of its own: they need not wait for each other, but it takes memory."""
 
 
 class Place(NamedTuple):
@@ -49,6 +52,7 @@ class Layout:
 
     trained    the optimizer's parameters, group by group; `others`, the model's further ones, follow as weights only
     workers    each has a slice to update, and a byte per trained parameter that says whether its rows gave a gradient
+    gradients  names of the workers' gradients: one for each, the first of which becomes the sum, or one for all
     batch      how many ids and how many targets there is room for
     """
 
@@ -59,9 +63,11 @@ class Layout:
         self.places += [self._place(p) for p in others]
         self.workers, self.batch = workers, batch
         self.moments = MOMENTS if amsgrad else MOMENTS[:2]
+        nbytes = sum(size * np.dtype(dtype).itemsize for dtype, size in self.trained_sizes.items())
+        self.gradients = ["gradient", *(f"gradient {rank}" for rank in range(1, workers if nbytes <= APART else 1))]
         self.offsets: dict[tuple[str, str], int] = {}
         self.nbytes = 0
-        for role in ("weights", *self.moments, "gradient"):
+        for role in ("weights", *self.moments, *self.gradients):
             for dtype, size in (self.sizes if role == "weights" else self.trained_sizes).items():
                 self._room(role, dtype, size)
         self._room("present", "u1", workers * self.trained)
@@ -118,6 +124,24 @@ class Flat:
                                                for role in ("ids", "targets")))
 
     # One worker's slice of a step ------------------------------------------------------------------------------------
+
+    def gather(self, rank: int) -> None:
+        """Add up, on the slice of worker `rank`, what each worker has of the gradient, in their order."""
+        for total, *others in self._once(("shares", rank), lambda: list(self._shares(rank))):
+            for other in others:
+                np.add(total, other, out=total)
+
+    def _shares(self, rank: int) -> Iterator[list[np.ndarray]]:
+        """The same few elements of all gradients."""
+        for dtype in self.layout.trained_sizes:
+            low, high = self._slice(dtype, rank)
+            for start in range(low, high, CHUNK):
+                yield [self.whole(role, dtype)[start : min(start + CHUNK, high)] for role in self.layout.gradients]
+
+    def is_finite(self) -> bool:
+        """Whether all gradients are finite, and their squares too."""
+        wholes = self._once("gradients", lambda: [self.whole("gradient", dtype) for dtype in self.layout.trained_sizes])
+        return all(math.isfinite(whole.dot(whole)) for whole in wholes)
 
     def norm_squared(self, rank: int) -> float:
         """‖gradient‖² on the slice of worker `rank`."""

@@ -129,7 +129,9 @@ class Worker:
         self.rank, self.flat, self.accumulate, self.parameters = rank, flat, accumulate, parameters
         self.modules, self.streams = list(model.modules()), Streams(model)
         self.present = flat.present()[rank]
-        self.total = Sum([flat.view("gradient", i) for i in places], *links)
+        alone = len(flat.layout.gradients) > 1
+        own = flat.layout.gradients[rank if alone else 0]
+        self.total = Sum([flat.view(own, i) for i in places], *(() if alone else links))
         self.compute = compute(model, trained, self.total, self.present)
 
     def modes(self) -> tuple[bytes, bytes]:
@@ -152,7 +154,8 @@ class Worker:
         return [(loss, part.weight) for loss, part in zip(losses, parts)]
 
     def norm(self) -> float:
-        """‖·‖² of its slice of the gradient."""
+        """‖·‖² of its slice of the gradient, the sum of all workers'."""
+        self.flat.gather(self.rank)
         return self.flat.norm_squared(self.rank)
 
     def update(self, runs: Sequence[Run], scale: float) -> None:
