@@ -15,7 +15,7 @@ from functioncases import GROUPS
 from functiondraws import Draw
 from numpyprograms import same
 from opcases import OPS
-from test_capture_programs import plans, poisoned
+from test_capture_programs import plans, poisoned, small
 
 import tinygrad_llm as tg
 from reference.opdraw import draw_calls, is_float
@@ -91,6 +91,23 @@ def test_an_op_and_its_gradients_of_arguments(op):
                 found = results_of(recording, replay)
                 assert len(found) == len(want)
                 assert all(map(same, found, want)), (case, plan)
+
+
+@every_op
+def test_an_op_by_the_fast_passes_differs_in_rounding_alone(op):
+    fast = tuple(improve for p in small(TILE) for improve in ((passes.peepholes, p) if p is passes.dense_operands else (p,)))
+    assert len(fast) == len(passes.FAST)
+    for case, dtype in cases(op):
+        batch = [*tensors(case, dtype, 0), cotangent(case, dtype, 0)]
+        recording = record(lambda *a, case=case: run_op(case, a[:-1], a[-1]), batch)
+        for plan in (passes.FAST, fast):
+            replay = poisoned(Replay(passes.optimize(recording.program, plan)))
+            for place, i in zip(replay.inputs, recording.inputs, strict=True):
+                np.copyto(place, batch[i].numpy() if isinstance(batch[i], Tensor) else batch[i])
+            replay.run()
+            for found, want in zip(results_of(recording, replay), eager(case, dtype, 0), strict=True):
+                size = np.max(np.abs(want), initial=1, where=np.isfinite(want))
+                np.testing.assert_allclose(found, want, rtol=64 * np.finfo(dtype).eps, atol=64 * np.finfo(dtype).eps * size)
 
 
 @every_op

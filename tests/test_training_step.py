@@ -74,6 +74,32 @@ def test_accumulated_steps_go_where_whole_steps_go(parts):
         np.testing.assert_allclose(value, weights(whole)[name], rtol=1e-7, atol=1e-9, err_msg=name)
 
 
+@pytest.mark.parametrize("options", [{}, {"workers": 2}, {"accumulate": 2}, {"workers": 2, "start_method": "spawn"}], ids=str)
+def test_fast_programs_go_where_eager_steps_go(options):
+    eager, fast = trainer(np.float32), trainer(np.float32, capture="fast", **options)
+    with fast:
+        for seed in range(4):
+            ids, targets = batch(7, seed, 0.2)
+            assert fast.step(ids, targets) == pytest.approx(eager.step(ids, targets), rel=1e-5)
+            assert fast.grad_norm == pytest.approx(eager.grad_norm, rel=1e-4)
+    for name, value in weights(fast).items():
+        np.testing.assert_allclose(value, weights(eager)[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_the_norm_of_a_captured_step_is_there_when_it_is_asked_for():
+    eager, captured = trainer(), trainer(capture=True)
+    assert math.isnan(captured.grad_norm)
+    for seed in range(3):
+        eager.step(*batch(seed=seed))
+        captured.step(*batch(seed=seed))
+        if seed != 1:
+            assert captured.grad_norm == captured.grad_norm == eager.grad_norm
+    captured.step(*batch(seed=3))
+    captured.close()
+    eager.step(*batch(seed=3))
+    assert captured.grad_norm == eager.grad_norm
+
+
 def test_the_schedule_sets_the_rate_of_each_step():
     model = Transformer(CONFIG, seed=1)
     optimizer = AdamW(model.parameters(), lr=0.1)
@@ -142,6 +168,7 @@ def test_torchs_training_mode_is_left_to_the_caller():
         ({"grad_clip": math.nan}, "grad_clip: got nan"),
         ({"accumulate": 0}, "accumulate: got 0, expected an integer >= 1"),
         ({"accumulate": 2.0}, "accumulate: got 2.0"),
+        ({"capture": "quick"}, "capture: got 'quick', expected True, False or 'fast'"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(options, message):

@@ -27,7 +27,7 @@ class Engine(numpy_eager.Engine):
         if self.trainer is not None:
             self.trainer.close()
         super().make(case, draw, dtype)
-        self.trainer = Trainer(self.model, self.optimizer, workers="auto", capture=True)
+        self.trainer = Trainer(self.model, self.optimizer, workers="auto", capture="fast")
 
     def steps(self, batches: Sequence[engine.Batch]) -> list[float]:
         assert self.trainer is not None

@@ -97,12 +97,23 @@ def c_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+def fresh(shape: tuple[int, ...], dtype: np.dtype) -> View:
+    """A new buffer as a row-major array."""
+    nbytes = math.prod(shape) * dtype.itemsize
+    return View(Buffer(nbytes), 0, shape, c_strides(shape, dtype.itemsize), dtype)
+
+
+def whole_of(array: np.ndarray) -> View:
+    """An array of somebody else that lies in memory without gaps, in row-major order."""
+    return View(Buffer(array.nbytes, "extern", array), 0, array.shape, array.strides, array.dtype)
+
+
 @dataclass(eq=False)
 class Call:
     """One NumPy call.
 
     kind      "ufunc" (element by element), "reduce", "matmul" (any ufunc with core axes), "copy", "where", "index",
-              "opaque", "check" (no result)
+              "opaque", "apart" (opaque, but each matrix of the last two axes by itself), "check" (no result)
     args      views, and whatever else the function takes by position
     out       where the result goes; of a write in place, it is among the arguments too
     op, layer where it comes from

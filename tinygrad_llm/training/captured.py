@@ -16,14 +16,13 @@ from tinygrad_llm.allocator import give_back_freed
 from tinygrad_llm.autograd.modes import is_anomaly_enabled, is_grad_enabled
 from tinygrad_llm.capture import CaptureError
 from tinygrad_llm.capture.compiled import Recording, record
-from tinygrad_llm.capture.passes import DEFAULT, optimize, plan_memory
+from tinygrad_llm.capture.passes import EXACT, FAST, Pass, optimize, plan_memory
 from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.nn import Parameter
 from tinygrad_llm.training.shards import EagerGradients, Gradients, Part
 from tinygrad_llm.training.turns import Sum, added, told
 
-UNPLANNED = tuple(step for step in DEFAULT if step is not plan_memory)
 _TRAINING, _REQUIRES_GRAD = operator.attrgetter("training"), operator.attrgetter("_requires_grad")
 SHAPES = 4
 """For how many shapes of (ids, targets) a program is kept; the oldest unused is dropped."""
@@ -32,7 +31,10 @@ SHAPES = 4
 class CapturedGradients:
     """By replay. Where the model cannot be captured, a RuntimeWarning says why, and it is EagerGradients from then on."""
 
-    def __init__(self, model: Any, trained: Sequence[Parameter], total: Sum, present: np.ndarray) -> None:
+    def __init__(
+        self, model: Any, trained: Sequence[Parameter], total: Sum, present: np.ndarray, passes: Sequence[Pass] = EXACT
+    ) -> None:
+        self.passes = tuple(step for step in passes if step is not plan_memory)  # which comes last, when the sums are there
         self.model, self.trained, self.total, self.present = model, trained, total, present
         self.modules, self.parameters = list(model.modules()), list(model.parameters())
         self.eager: Gradients | None = None
@@ -78,7 +80,9 @@ class CapturedGradients:
             recording = self._record(part)
             index = {id(p): i for i, p in enumerate(self.trained)}
             found = {index[id(p)]: output for p, output in recording.leaves if id(p) in index}
-            step = Step(recording, found, self.total) if alone else SumStep(recording, found, self._own, first)
+            program = optimize(recording.program, self.passes)
+            step = (Step(recording, program, found, self.total) if alone
+                    else SumStep(recording, program, found, self._own, first))
             give_back_freed()
             self._programs[key] = step
             if len(self._programs) > SHAPES:
@@ -96,14 +100,16 @@ class CapturedGradients:
         return record(loss_and_gradients, [part.ids, part.targets, np.asarray(part.weight, dtype)], self.model)
 
 
+FastGradients = functools.partial(CapturedGradients, passes=FAST)
+
+
 class Step:
-    """A planned program bound to a worker's inputs, and to the sum of all workers' gradients.
+    """A program, planned, and bound to a worker's inputs, and to the sum of all workers' gradients.
 
     found    parameter → output of the program, of those that have a gradient
     """
 
-    def __init__(self, recording: Recording, found: dict[int, int], total: Sum) -> None:
-        program = optimize(recording.program, UNPLANNED)
+    def __init__(self, recording: Recording, program: Program, found: dict[int, int], total: Sum) -> None:
         if not total.is_first:
             program = added(program, found, total)
         elif total.after is not None:
@@ -130,9 +136,10 @@ class Step:
 class SumStep(Step):
     """The same for one of several parts: it writes (first) the worker's own sum of gradients, or adds to it."""
 
-    def __init__(self, recording: Recording, found: dict[int, int], own: Sequence[np.ndarray], first: bool) -> None:
-        outputs = {found[i]: own[i] for i in found} if first else {}
-        self._bind(recording, optimize(recording.program, UNPLANNED), outputs, found, len(own))
+    def __init__(
+        self, recording: Recording, program: Program, found: dict[int, int], own: Sequence[np.ndarray], first: bool
+    ) -> None:
+        self._bind(recording, program, {found[i]: own[i] for i in found} if first else {}, found, len(own))
         self.zero = [a for i, a in enumerate(own) if i not in found] if first else []
         self.sums = [] if first else [(own[i], self.replay.outputs[output]) for i, output in found.items()]
 

@@ -14,12 +14,14 @@ import numpy as np
 from tinygrad_llm.data import Tokenizer
 from tinygrad_llm.nn import Module
 from tinygrad_llm.optim import AdamW, WarmupCosine, clip_grad_norm_
-from tinygrad_llm.training.captured import CapturedGradients
+from tinygrad_llm.training.captured import CapturedGradients, FastGradients
 from tinygrad_llm.training.cores import choose_workers
 from tinygrad_llm.training.evaluation import Batch
 from tinygrad_llm.training.fitting import FitResult, Fitting, Options
-from tinygrad_llm.training.shards import EagerGradients, count_targets, split
+from tinygrad_llm.training.shards import EagerGradients, MakeGradients, count_targets, split
 from tinygrad_llm.training.workers import Team, WorkerError
+
+COMPUTE: dict[Any, MakeGradients] = {False: EagerGradients, True: CapturedGradients, "fast": FastGradients}
 
 
 class Trainer:
@@ -33,8 +35,9 @@ class Trainer:
                  thread in each; "auto": one for each core, or 1 where a step is too short to be worth sharing, decided by
                  the first batch. For each number the bits are always the same; between numbers the rounding differs,
                  and the masks of dropout. See docs/workers.md
-    capture      record the step as a program of NumPy calls and replay it: to the same bits, in less time and memory. Where
-                 the model cannot be captured, a RuntimeWarning says why. See docs/capture.md
+    capture      record the step as a program of NumPy calls and replay it: to the same bits, in less time and memory; "fast":
+                 in less time yet, but other rounding. Where the model cannot be captured, a RuntimeWarning says why.
+                 See docs/capture.md
     start_method how processes are started: fork, spawn or forkserver; None: what Python does on this system
 
         trainer = Trainer(model, AdamW(model.parameters(), lr=1e-3), grad_clip=1.0)
@@ -48,7 +51,7 @@ class Trainer:
 
     def __init__(
         self, model: Module, optimizer: AdamW, *, schedule: WarmupCosine | None = None, grad_clip: float | None = None,
-        accumulate: int = 1, workers: int | str = 1, capture: bool = False,
+        accumulate: int = 1, workers: int | str = 1, capture: bool | str = False,
         start_method: str | None = None,
     ) -> None:
         if not hasattr(model, "loss"):
@@ -61,6 +64,8 @@ class Trainer:
             raise ValueError(f"accumulate: got {accumulate!r}, expected an integer >= 1")
         if workers != "auto" and (type(workers) is not int or workers < 1):
             raise ValueError(f"workers: got {workers!r}, expected an integer >= 1, or 'auto'")
+        if capture not in COMPUTE:
+            raise ValueError(f"capture: got {capture!r}, expected True, False or 'fast'")
         if start_method not in (None, *multiprocessing.get_all_start_methods()):
             raise ValueError(f"start_method: got {start_method!r}, expected None or one of "
                              f"{', '.join(multiprocessing.get_all_start_methods())}")
@@ -74,8 +79,8 @@ class Trainer:
         self.workers, self.automatic, self.start_method = workers, workers == "auto", start_method
         self.capture = capture
         self._team: Team | None = None
-        self.steps_done = 0
-        self.lr = self.grad_norm = math.nan
+        self.steps_done, self.lr = 0, math.nan
+        self._grad_norm: float | None = math.nan
 
     def step(self, ids: Any, targets: Any) -> float:
         """One optimizer step on a batch, int [B, T] each; returns the loss before it, in nats per token.
@@ -146,9 +151,18 @@ class Trainer:
             self.workers = choose_workers(rows, tokens, parameters) if self._is_adamw else 1
         return int(self.workers)
 
+    @property
+    def grad_norm(self) -> float:
+        """‖gradient‖₂ in the last step, before clipping; nan where there was none."""
+        if self._grad_norm is None:  # only now does somebody want to know it
+            assert self._team is not None
+            self._grad_norm = self._team.norm()
+        return self._grad_norm
+
     def close(self) -> None:
         """End the worker processes. A further step starts them again."""
         if self._team is not None:
+            self._grad_norm = self.grad_norm
             self._team.close()
             self._team = None
 
@@ -162,7 +176,7 @@ class Trainer:
 
     def _step(self, ids: np.ndarray, targets: np.ndarray) -> float:
         loss = self._gradients(ids, targets)
-        self.grad_norm = self._clip()
+        self._grad_norm = self._clip()
         self.lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         return loss
@@ -201,8 +215,8 @@ class Trainer:
         if self._team is None or self._team.closed or not self._team.fits(ids.size):
             self.close()
             try:
-                compute = CapturedGradients if self.capture else EagerGradients
-                self._team = Team(self.model, self.optimizer, count, ids.size, self.accumulate, self.start_method, compute)
+                self._team = Team(self.model, self.optimizer, count, ids.size, self.accumulate, self.start_method,
+                                  COMPUTE[self.capture])
             except (WorkerError, OSError) as error:
                 if not self.automatic:
                     raise
@@ -211,14 +225,15 @@ class Trainer:
         return self._team
 
     def _step_together(self, team: Team, ids: np.ndarray, targets: np.ndarray) -> float:
+        self._grad_norm = math.nan
         with team.one_step(self.steps_done + 1):
             losses = team.gradients(ids, targets)
             for loss, _ in losses:
                 self._refuse_nonfinite("loss", loss)
-            norm = team.norm()
-            self._refuse_nonfinite("gradient norm", norm)
-            self.grad_norm, self.lr = norm, self.optimizer.param_groups[0]["lr"]
-            team.update(norm, self.grad_clip)
+            norm = None if self.grad_clip is None and team.is_finite() else team.norm()
+            self._refuse_nonfinite("gradient norm", norm or 0.0)
+            self._grad_norm, self.lr = norm, self.optimizer.param_groups[0]["lr"]
+            team.update(norm or 0.0, self.grad_clip)
         return sum([loss * weight for loss, weight in losses])
 
     def _zero_grad(self) -> None:

@@ -162,17 +162,21 @@ class Team:
             self.streams.rewind(states)
         return [pair for answer in answers for pair in answer]
 
+    def is_finite(self) -> bool:
+        """Whether this process, where it is alone, is sure that the norm is finite, without having made it."""
+        return not self.children and self.flat.is_finite()
+
     def norm(self) -> float:
         """‖gradient‖₂ of the batch."""
-        self.some = self.present[0] if len(self.present) == 1 else np.asarray(self.present.any(0))
-        return math.sqrt(sum(self._all("norm"))) if self.some.any() else 0.0
+        return math.sqrt(sum(self._all("norm"))) if self.present.any() else 0.0
 
     def update(self, norm: float, max_norm: float | None) -> None:
         """AdamW, with the gradient clipped to max_norm."""
-        if not self.some.any():
+        some = self.present[0] if len(self.present) == 1 else np.asarray(self.present.any(0))
+        if not some.any():
             return
         self.updating = True
-        runs = self.lodging.advance(self.some)
+        runs = self.lodging.advance(some)
         try:
             self._all("update", runs, clip_scale(norm, max_norm))
         except WorkerError:
