@@ -59,6 +59,23 @@ def fit_power(x: Sequence[float], y: Sequence[float]) -> Power | None:
     return Power(float(np.exp(scale)), float(exponent), STUDENT[min(free, len(STUDENT)) - 1] * float(error))
 
 
+class Line(NamedTuple):
+    """y = start + slope · x, no y further from it than `worst`, a share of y."""
+
+    start: float
+    slope: float
+    worst: float
+
+
+def fit_line(x: Sequence[float], y: Sequence[float]) -> Line | None:
+    """Least squares of (line − y) / y, as times are measured to so many percent; None for fewer than three points."""
+    if len(x) < 3:
+        return None
+    rows = np.array([[1 / b, a / b] for a, b in zip(x, y)])
+    (start, slope), *_ = np.linalg.lstsq(rows, np.ones(len(x)), rcond=None)
+    return Line(float(start), float(slope), float(np.max(np.abs(rows @ [start, slope] - 1))))
+
+
 def disagreement(ours: Sequence[float], theirs: Sequence[float], truth: Sequence[float]) -> str | None:
     """None where ours passes the float32 policy with theirs in torch's place, and theirs did the same work at all.
 

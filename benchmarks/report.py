@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import GRID, label
-from benchmarks.measure import fit_power
+from benchmarks.measure import fit_line, fit_power
 from benchmarks.sides import SIDES
 
 Record = dict[str, Any]
@@ -121,14 +121,16 @@ def _scaling(records: list[Record]) -> list[str]:
     sides, cases = (list(dict.fromkeys(values)) for values in ((r["side"] for r in runs), (_label(r) for r in runs)))
     cells = {(_label(r), r["side"]): r for r in runs}
     note = ("Training steps, d = 256, 4 heads, sequences of 128; 4 layers where the tokens grow, 4 sequences where the layers "
-            "do. An exponent of 1 is a time proportional to the size; ± is the 95 % interval of the fit to the medians.\n")
+            "do. An exponent of 1 is a time proportional to the size; ± is the 95 % interval of the fit to the medians. "
+            "Below it a line: a fixed cost, a cost of each token or layer, and how far from it the furthest median is.\n")
     times = ([case, *(_spread(cells[case, side], 1e3) if (case, side) in cells else "–" for side in sides)] for case in cases)
-    return ["## Scaling\n", note, table(("ms a step", *sides), times), _exponents(runs, sides), _ratio_table(records)]
+    return ["## Scaling\n", note, table(("ms a step", *sides), times), _fits(runs, sides), _ratio_table(records)]
 
 
-def _exponents(runs: Sequence[Record], sides: Sequence[str]) -> str:
-    rows = ([f"time over {axis}", *(exponent(sizes(runs, axis, side)) for side in sides)] for axis in ("tokens", "layers"))
-    return table(("exponent", *sides), rows)
+def _fits(runs: Sequence[Record], sides: Sequence[str]) -> str:
+    rows = ([f"{name} over {axis}", *(fit(sizes(runs, axis, side)) for side in sides)]
+            for axis in ("tokens", "layers") for name, fit in (("exponent", exponent), ("line, ms", line)))
+    return table(("time", *sides), rows)
 
 
 def sizes(runs: Sequence[Record], axis: str, side: str) -> list[tuple[float, float]]:
@@ -141,6 +143,12 @@ def exponent(points: Sequence[tuple[float, float]]) -> str:
     """The fitted power and its uncertainty."""
     fit = fit_power(*zip(*points)) if points else None
     return f"{fit.exponent:.2f} ± {fit.half_width:.2f}" if fit else "–"
+
+
+def line(points: Sequence[tuple[float, float]]) -> str:
+    """The fitted line, and the largest distance from it."""
+    fit = fit_line(*zip(*points)) if points else None
+    return f"{_short(1e3 * fit.start)} + {_short(1e3 * fit.slope)} n, {fit.worst:.0%}" if fit else "–"
 
 
 SECTIONS = {"run": _training, "decode": _decoding, "ops": _ops, "crossover": _crossover, "scaling": _scaling}

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import shlex
 import textwrap
 import types
@@ -115,6 +116,16 @@ def test_a_power_law_is_found_with_its_uncertainty():
     fits = [measure.fit_power(x, np.array(x) * np.exp(0.1 * rng.standard_normal(5))) for _ in range(2000)]
     assert np.mean([abs(fit.exponent - 1) < fit.half_width for fit in fits]) == pytest.approx(0.95, abs=0.02)
     assert measure.fit_power([1.0, 2.0], [1.0, 2.0]) is None
+
+
+def test_a_line_is_fitted_to_relative_distances():
+    x = [1.0, 2.0, 4.0, 8.0]
+    exact = measure.fit_line(x, [3.0 + 5.0 * at for at in x])
+    assert exact == pytest.approx((3.0, 5.0, 0.0), abs=1e-12)
+    off = measure.fit_line(x, [8.0, 13.0, 23.0, 43.0 * 1.1])
+    assert 0.02 < off.worst < 0.1
+    assert off.worst == pytest.approx(max(abs(off.start + off.slope * a - b) / b for a, b in zip(x, [8, 13, 23, 47.3])))
+    assert measure.fit_line([1.0, 2.0], [1.0, 2.0]) is None
 
 
 def test_flops_are_those_of_the_products_in_a_step():
@@ -432,8 +443,9 @@ def test_scaling_has_its_exponents_and_a_plot(tmp_path):
     sizes = [(case, case.tokens if case.about == "tokens" else case.n_layers) for case in scaling_cases(["tokens", "layers"])]
     runs = [timed("train", "numpy", 0.01 * n**0.9, case=case.to_dict(), tokens=case.tokens) for case, n in sizes]
     text = rendered(tmp_path, [head("scaling"), *runs, {"kind": "end"}])
-    assert "| time over tokens | 0.90 ± 0.00 |" in text
-    assert "| time over layers | 0.90 ± 0.00 |" in text
+    assert "| exponent over tokens | 0.90 ± 0.00 |" in text
+    assert "| exponent over layers | 0.90 ± 0.00 |" in text
+    assert re.search(r"\| line, ms over layers \| [\d.]+ \+ [\d.]+ n, \d% \|", text)
     assert len(list((tmp_path / "figures").glob("scaling-*.svg"))) == 1
 
 
