@@ -596,6 +596,18 @@ def test_peepholes_make_of_products_with_one_vector_one_product():
             np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_product_with_a_vector_has_numpys_bits(dtype):
+    """Of two axes, replay asks BLAS for it by another way; of more, only peepholes make one product of them."""
+    def products(x, v, w):
+        return x @ v, w @ x, x[None] @ v
+
+    for n, m in [(1, 1), (1, 7), (7, 1), (2, 2), (3, 5), (16, 32), (17, 33), (64, 64), (65, 127), (300, 257), (1000, 96)]:
+        arrays = [floats(*shape, dtype=dtype) for shape in ((n, m), (m,), (n,))]
+        for found, want in zip(compile(products)(*arrays), products(*arrays), strict=True):
+            assert found.tobytes() == want.tobytes(), (n, m)
+
+
 def test_what_nobody_can_write_into_is_copied_once_and_for_all():
     constant, weight = np.arange(8, dtype=np.float32), np.arange(8, dtype=np.float32)
     constant.flags.writeable = False

@@ -193,13 +193,13 @@ TOKENIZER = CharTokenizer(TEXT)
 IDS = TOKENIZER.encode(TEXT)
 
 
-def fit(folder, steps, workers=2, change=lambda trainer: None, **options):
+def fit(folder, steps, workers=2, change=lambda trainer: None, capture=False, **options):
     model = Transformer(TransformerConfig(TOKENIZER.vocab_size, 8, 8, 2, 1, dropout=0.2), seed=3)
     optimizer = AdamW(decay_groups(model, 0.1), lr=1e-2)
     settings = {"evaluate_on": SequenceDataset(IDS[:100], 8), "eval_every": 4, "checkpoint_every": 3, "progress": False,
                 "plot": False, "tokenizer": TOKENIZER, **options}  # fmt: skip
     schedule = WarmupCosine(optimizer, 3, 12)
-    with Trainer(model, optimizer, schedule=schedule, grad_clip=1.0, accumulate=2, workers=workers) as trainer:
+    with Trainer(model, optimizer, schedule=schedule, grad_clip=1.0, accumulate=2, workers=workers, capture=capture) as trainer:
         change(trainer)
         return trainer.fit(BatchLoader(SequenceDataset(IDS, 8), 5, seed=5), steps, folder=folder, **settings)
 
@@ -228,6 +228,18 @@ def test_a_run_of_two_does_not_go_on_with_another_number(tmp_path):
         fit(tmp_path, 4, 3, resume=True)
     with pytest.raises(ValueError, match=r"^resume: got workers = None \(saved: 2\)"):
         fit(tmp_path, 4, 1, resume=True)
+
+
+def test_a_fast_run_goes_on_fast_to_the_same_bits_and_any_other_run_with_a_program_or_without(tmp_path, whole):
+    fit(tmp_path / "fast", 12, capture="fast")
+    fit(tmp_path / "again", 5, capture="fast")
+    with pytest.raises(ValueError, match=r"^resume: got capture = None \(saved: 'fast'\)"):
+        fit(tmp_path / "again", 12, capture=True, resume=True)
+    fit(tmp_path / "again", 12, capture="fast", resume=True)
+    assert newest(tmp_path / "again") == newest(tmp_path / "fast")
+    fit(tmp_path / "eager", 5)
+    fit(tmp_path / "eager", 12, capture=True, resume=True)
+    assert newest(tmp_path / "eager") == whole
 
 
 # Weights and moments --------------------------------------------------------------------------------------------------

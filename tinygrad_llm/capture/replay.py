@@ -79,8 +79,6 @@ class Replay:
             return _bind_reduce(call.function, args[0], out, **call.options)
         if call.function is np.matmul and not call.options and _is_plain_product(args[0], args[1], out):
             return functools.partial(args[0].dot, args[1], out)  # the same call of BLAS
-        if call.function is np.matmul and not call.options and _is_of_one_vector(args[0], args[1], out):
-            return functools.partial(args[0].reshape((out.size, -1)).dot, args[1], out.reshape(-1))
         if isinstance(call.function, np.ufunc) and not call.options:
             args = _without_numbers(call.function, args)
             if call.function not in _KEYWORD_OUT:  # by position: half the time of a call on a few elements
@@ -121,16 +119,10 @@ _BINDERS: dict[Any, Callable[..., Any]] = {
 
 
 def _is_plain_product(x: Any, y: Any, out: np.ndarray) -> bool:
-    """Whether it is one small product of matrices, or of a vector and a matrix, that lie in memory as BLAS takes them."""
-    return (out.nbytes <= _DOT and y.ndim == 2 and x.ndim in (1, 2) and min(*x.shape, *y.shape) > 1
+    """Whether it is one small product of matrices, or of a matrix and a vector, that lie in memory as BLAS takes them."""
+    return (out.nbytes <= _DOT and (x.ndim, y.ndim) in ((1, 2), (2, 1), (2, 2)) and min(*x.shape, *y.shape) > 1
             and x.dtype == y.dtype == out.dtype and out.dtype.char in "fd" and out.flags.c_contiguous
             and all(_is_dense(a) for a in (x, y)))
-
-
-def _is_of_one_vector(x: Any, y: Any, out: np.ndarray) -> bool:
-    """Whether it is a product of rows, all of them one after another in memory, and a vector."""
-    return (y.ndim == 1 < x.ndim and y.size > 1 and x.dtype == y.dtype == out.dtype and out.dtype.char in "fd"
-            and x.flags.c_contiguous and y.flags.c_contiguous and out.flags.c_contiguous and out.size > 1)
 
 
 def _is_dense(a: np.ndarray) -> bool:

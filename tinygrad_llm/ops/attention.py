@@ -13,7 +13,7 @@ from tinygrad_llm.ops.declare import Vjp, op
 from tinygrad_llm.ops.opaque import opaque
 
 _ROWS = 64  # query rows at a time: what a causal mask hides is skipped but for half a block
-_FEW = 4096
+_FEW = 4096  # scores, at most, of which the sum of squares is tried first
 
 
 def _attention(query: Any, key: Any, value: Any, is_causal: bool, scale: float | None) -> Any:
@@ -123,9 +123,9 @@ def _softmax(scores: Any, start: int) -> Any:
 def _exponentials(scores: Any, start: int, out: Any = None) -> Any:
     """e^score, 0 for keys that are hidden; of a row whose largest score is far from 0, e^(score − largest).
 
-    To find the largest of each row takes three times as long as to exponentiate. But the largest and the smallest of all
-    are found in a tenth of it, and where these are tame, so is every row. Each row is judged by itself, its bits do not depend
-    on others. Without `out`, it writes over the scores.
+    To find the largest of each row takes three times as long as the exponentials, the largest and the smallest of all a fifth
+    of their time. Where these are near 0, nothing is taken out. Each row is judged by itself: its bits do not depend on others.
+    Without `out`, it writes over the scores.
     """
     if out is None:
         out = scores
@@ -143,7 +143,7 @@ def _exponentials(scores: Any, start: int, out: Any = None) -> Any:
 
 
 def _are_within(flat: Any, limit: float) -> bool:
-    """Whether |x| ≤ limit for all x; a NaN is not. Σ x² answers for a few with one call."""
+    """Whether |x| ≤ limit for all x; a NaN is not. Of a few, Σ x² mostly says so in one call, a third of the time."""
     if flat.size <= _FEW and flat.dot(flat) <= limit * limit:
         return True
     return bool(np.maximum.reduce(flat, initial=0) <= limit and np.minimum.reduce(flat, initial=0) >= -limit)

@@ -10,9 +10,9 @@ import numpy as np
 
 
 def constant(make: Callable[..., np.ndarray]) -> Callable[..., Any]:
-    """A function of hashable arguments that makes an array: each is made once, read-only, and the newest 256 are kept."""
+    """A function of hashable arguments that makes an array: each is made once, read-only, and the newest 64 are kept."""
 
-    @functools.lru_cache(maxsize=256)
+    @functools.lru_cache(maxsize=64)
     def made(*args: Any) -> np.ndarray:
         array = make(*args)
         array.flags.writeable = False

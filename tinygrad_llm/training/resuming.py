@@ -7,8 +7,8 @@ A checkpoint's tensors are the model's state_dict under its own names. Its metad
                                                           data, random generators, best so far, and the identity
                                                           of the run, which must be the same to go on
 
-Same bits need the same arithmetic: same machine, same NumPy, as many workers, and with one worker as many BLAS threads
-(OMP_NUM_THREADS and the like), since a matrix product split among other threads is summed in another order.
+Same bits need the same arithmetic: same machine, same NumPy, as many workers, fast programs or none, and with one worker as
+many BLAS threads (OMP_NUM_THREADS and the like), since a matrix product split among other threads is summed in another order.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ def identity(trainer: Any, batches: Any, evaluate_on: Any, model: Mapping[str, A
     tree = {
         "config": model["config"], "dtype": model["dtype"], "tokenizer": _tokenizer_name(model["tokenizer"]),
         "accumulate": trainer.accumulate, "grad_clip": trainer.grad_clip,
+        "capture": "fast" if trainer.capture == "fast" else None,  # recorded or not, the other steps have the same bits
         "workers": trainer.workers if trainer.workers != 1 else None,  # None: as in runs from before there were any
         "optimizer": {"kind": type(trainer.optimizer).__name__, "group": dict(enumerate(groups))},
         "schedule": None if schedule is None else _settings(schedule),

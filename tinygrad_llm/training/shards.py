@@ -129,9 +129,9 @@ class Worker:
         self.rank, self.flat, self.accumulate, self.parameters = rank, flat, accumulate, parameters
         self.modules, self.streams = list(model.modules()), Streams(model)
         self.present = flat.present()[rank]
-        alone = len(flat.layout.gradients) > 1
-        own = flat.layout.gradients[rank if alone else 0]
-        self.total = Sum([flat.view(own, i) for i in places], *(() if alone else links))
+        names = flat.layout.gradients
+        apart = len(names) > 1
+        self.total = Sum([flat.view(names[rank if apart else 0], i) for i in places], *(() if apart else links))
         self.compute = compute(model, trained, self.total, self.present)
 
     def modes(self) -> tuple[bytes, bytes]:

@@ -9,10 +9,11 @@ where rows are few. BLAS adds up several rows side by side, so a row's last bit 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
-from tinygrad_llm.capture.ir import Call, Loop, View
+from tinygrad_llm.capture.ir import Call, Loop, Rows, View, c_strides
 from tinygrad_llm.capture.program import Program
 
 
@@ -25,7 +26,19 @@ def peepholes(program: Program) -> Program:
 
 
 def _improved(call: Call) -> Call:
-    return dataclasses.replace(call, function=np.matmul) if _has_one_vector(call) else call
+    if not _has_one_vector(call):
+        return call
+    rows, vector = call.args
+    assert call.out is not None
+    if not any(isinstance(v, Rows) or not v.is_contiguous() for v in (rows, call.out)):  # then all axes of rows are one
+        n = math.prod(rows.shape[:-1])
+        return dataclasses.replace(call, function=np.matmul, args=(_seen_as(rows, (n, vector.size)), vector),
+                                   out=_seen_as(call.out, (n,)))
+    return dataclasses.replace(call, function=np.matmul)
+
+
+def _seen_as(view: View, shape: tuple[int, ...]) -> View:
+    return dataclasses.replace(view, shape=shape, strides=c_strides(shape, view.dtype.itemsize))
 
 
 def _has_one_vector(call: Call) -> bool:
