@@ -13,7 +13,9 @@ from tinygrad_llm import Transformer, TransformerConfig
 from tinygrad_llm.ops import losses
 from tinygrad_llm.optim import AdamW
 from tinygrad_llm.training import Trainer, flat
+from tinygrad_llm.training.captured import CapturedGradients
 from tinygrad_llm.training.flat import Layout
+from tinygrad_llm.training.shards import Part
 from tinygrad_llm.training.turns import Sum
 
 SIZE = 40
@@ -136,6 +138,23 @@ def test_captured_workers_with_several_parts_add_in_turns_too():
 def test_captured_workers_with_several_parts_each_go_where_one_process_goes():
     ours, theirs = taken(8, 2, True, accumulate=2), taken(8, 1, False)
     np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+
+
+@FORK
+@pytest.mark.usefixtures("one_gradient")
+def test_of_an_embedding_further_workers_add_the_rows_that_they_have():
+    model = Transformer(TransformerConfig(VOCAB, 6, 8, 2, 2), seed=1)
+    ids, targets = np.random.default_rng(0).integers(0, VOCAB, (2, 4, 6))
+    total = Sum([np.zeros(p.shape, p.dtype) for p in model.parameters()], Pipe(duplex=False)[0])
+    total.all_ready = True
+    compute = CapturedGradients(model, list(model.parameters()), total, np.zeros(len(total.arrays), np.uint8))
+    compute([Part(ids, targets, 1.0)])
+    names = [call.name for call in next(iter(compute._programs.values())).replay.program.flat()]
+    assert names.count("add_rows_in_turn") == 1
+    assert "_add_rows" not in names
+    model.loss(ids, targets).backward()
+    for p, found in zip(model.parameters(), total.arrays):
+        assert np.array_equal(found, p.grad.numpy())
 
 
 def test_a_further_worker_needs_no_further_gradient_of_a_large_model(monkeypatch):

@@ -148,20 +148,30 @@ def add_rows(x: Any, ids: Any, rows: int) -> tuple[Any, Vjp]:
 
 @opaque(lambda x, ids, rows: ((rows, x.shape[-1]), x.dtype))
 def _add_rows(x: Any, ids: Any, rows: int, out: Any = None) -> Any:
+    index, sums = sums_of_rows(x, ids, rows)
+    out = np.empty((rows, x.shape[-1]), x.dtype) if out is None else out
+    if index is not ...:
+        out.fill(0)
+    out[index] = sums
+    return out
+
+
+ADD_ROWS = _add_rows.__wrapped__  # type: ignore[attr-defined]
+"""What a program calls to make the gradient of an embedding."""
+
+
+def sums_of_rows(x: np.ndarray, ids: np.ndarray, rows: int) -> tuple[Any, np.ndarray]:
+    """(rows that are named by ids, each once, or ... for all, sum of the x[n] of each)."""
     flat, lines = ids.reshape(-1), x.reshape((ids.size, x.shape[-1]))
     if 0 < flat.size * rows <= _FEW:
         sums = (_numbers(rows) == flat).astype(x.dtype).dot(lines)
         if np.isfinite(sums).all():  # or 0 times infinity has reached rows that it does not belong to
-            return sums if out is None else np.copyto(out, sums)
-    out = np.empty((rows, x.shape[-1]), x.dtype) if out is None else out
-    out.fill(0)
-    if flat.size:
-        order = flat.argsort(kind="stable")
-        ordered, is_first = flat.take(order), np.ones(flat.size, bool)
-        np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
-        (starts,) = is_first.nonzero()
-        out[ordered.take(starts)] = np.add.reduceat(lines.take(order, 0), starts, 0)
-    return out
+            return ..., sums
+    order = flat.argsort(kind="stable")
+    ordered, is_first = flat.take(order), np.ones(flat.size, bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+    (starts,) = is_first.nonzero()
+    return ordered.take(starts), np.add.reduceat(lines.take(order, 0), starts, 0) if starts.size else lines[:0]
 
 
 @constant

@@ -21,6 +21,7 @@ import numpy as np
 from tinygrad_llm.capture.ir import Buffer, Call, Loop, View, c_strides
 from tinygrad_llm.capture.passes.calls import renamed
 from tinygrad_llm.capture.program import Program
+from tinygrad_llm.ops.nn import ADD_ROWS, sums_of_rows
 
 _PIECE = struct.Struct("qq")
 _END = _PIECE.pack(0, 0)
@@ -58,6 +59,13 @@ class Sum:
             np.copyto(out, part)
         else:
             np.add(out, part, out=out)
+        self.done(self.span(out))
+
+    def add_rows(self, x: np.ndarray, ids: np.ndarray, rows: int, out: np.ndarray) -> None:
+        """add(add_rows(x, ids, rows), out), which reads and writes no other rows than ids name; a −0 elsewhere stays one."""
+        index, sums = sums_of_rows(x, ids, rows)
+        self.wait(self.span(out))
+        out[index] += sums
         self.done(self.span(out))
 
     def wait(self, piece: Span) -> None:
@@ -129,7 +137,8 @@ def told(program: Program, found: Mapping[int, int], total: Sum) -> Program:
 
 
 def added(program: Program, found: Mapping[int, int], total: Sum) -> Program:
-    """The program with its gradients in memory of the moment, from where each piece is added to the sum."""
+    """The program with its gradients in memory of the moment, from where each piece is added to the sum; of an embedding, the
+    rows that the batch has taken, without the zeros of all the others."""
     items, outputs = list(program.calls), list(program.outputs)
     moved: dict[Buffer, Buffer] = {}
     additions: dict[int, list[Call]] = {}
@@ -138,6 +147,10 @@ def added(program: Program, found: Mapping[int, int], total: Sum) -> Program:
         place = Buffer(whole.buffer.nbytes, "extern", total.arrays[i].reshape(-1).view(np.uint8))
         for at, view in _pieces(items, whole).items():
             item = items[at]
+            if isinstance(item, Call) and item.function is ADD_ROWS and item.out == whole and not _is_read(items, whole.buffer):
+                items[at] = dataclasses.replace(item, function=SumCall("add_rows_in_turn", total.add_rows),
+                                                out=dataclasses.replace(whole, buffer=place))
+                continue
             if view is whole:
                 source = dataclasses.replace(whole, buffer=moved.setdefault(whole.buffer, Buffer(whole.buffer.nbytes)))
             else:
@@ -161,7 +174,7 @@ def _pieces(items: Sequence[Call | Loop], whole: View) -> dict[int, View]:
     writers = [at for at, item in enumerate(items) if any(_writes(call, whole.buffer) for call in _calls(item))]
     views = [item.out for at in writers if isinstance(item := items[at], Call) and item.out is not None]
     apart = len(views) == len(writers) > 1 and all(view.is_contiguous() for view in views)
-    if apart and not any(view.buffer is whole.buffer for item in items for call in _calls(item) for view in call.reads):
+    if apart and not _is_read(items, whole.buffer):
         spans = sorted(view.span() for view in views)
         ends = [0, *[end for _, end in spans]]
         if [start for start, _ in spans] == ends[:-1] and ends[-1] == whole.buffer.nbytes:
@@ -171,6 +184,10 @@ def _pieces(items: Sequence[Call | Loop], whole: View) -> dict[int, View]:
 
 def _calls(item: Call | Loop) -> Sequence[Call]:
     return item.calls if isinstance(item, Loop) else [item]
+
+
+def _is_read(items: Sequence[Call | Loop], buffer: Buffer) -> bool:
+    return any(view.buffer is buffer for item in items for call in _calls(item) for view in call.reads)
 
 
 def _writes(call: Call, buffer: Buffer) -> bool:
