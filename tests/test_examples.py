@@ -116,6 +116,17 @@ def decoding_is_the_whole_model_and_cheaper(out: str) -> None:
     assert times[-1][1] > 3 * times[-1][2]
 
 
+def fused_ops_are_their_definitions(out: str) -> None:
+    table = re.findall(r"^  (\w+) +(\d\S*) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", out, re.M)
+    assert len(table) == 6
+    assert all(max(float(fused), float(plain)) < 2e-6 for _, _, _, fused, _, _, plain in table)
+    memory = {name: float(plain) / float(fused) for name, _, fused, _, _, plain, _ in table}
+    assert memory["attention"] > 3
+    assert memory["linear_cross_entropy"] > 2
+    assert re.search(r"e / Σ e +\[nan nan nan nan\]\n  attention +\[1\. 2\. 1\. 2\.\]", out)
+    assert re.search(r"for rows in .*\n.* = add\(.*\n.* = clip\(", out)
+
+
 CLAIMS: dict[str, tuple[tuple[str, ...], Callable[[str], None]]] = {
     "01_watch_the_tape.py": ((), tape_is_shown),
     "02_check_a_gradient.py": ((), gradient_is_checked),
@@ -124,7 +135,14 @@ CLAIMS: dict[str, tuple[tuple[str, ...], Callable[[str], None]]] = {
     "05_train_text.py": (("--steps", "60"), text_is_learned),
     "06_capture.py": ((), capture_is_shown),
     "07_decoding.py": ((), decoding_is_the_whole_model_and_cheaper),
+    "08_fused_ops.py": ((), fused_ops_are_their_definitions),
 }
+
+
+def test_the_example_of_the_page_of_fused_ops_runs_and_the_page_names_them_all() -> None:
+    page = (ROOT / "docs" / "fused.md").read_text(encoding="utf-8")
+    exec(re.search(r"```python\n(.*?)```", page, re.S)[1], {})
+    assert [name for name, op in REGISTRY.items() if op.definition is not None and f"`{name}`" not in page] == []
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
