@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+LIBRARY_PREFIXES = "OMP_", "OPENBLAS_", "MKL_", "VECLIB_", "GOTO_", "KMP_", "DNNL_", "ONEDNN_"
 PROC = Path("/proc")
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def describe() -> dict[str, Any]:
-    """CPU, cores that we may use, memory, system, versions, commit, and the thread variables that are set."""
+    """CPU, cores that we may use, memory, system, versions, commit, and the variables that are set for the libraries of linear algebra."""
     return {
         "cpu": _cpu(), "cores": cores(), "memory_gb": _memory_gb(), "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(), "versions": _versions("numpy", "torch"), "commit": _commit(),
-        "environment": {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ},
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(LIBRARY_PREFIXES)},
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_info
 
 import tinygrad_llm
 from benchmarks.cases import Case
@@ -28,9 +29,10 @@ class Engine(engine.Engine):
         self.threads = threads
 
     def describe(self) -> dict[str, Any]:
-        """BLAS, and how many threads the process has: the main one and those that BLAS has started."""
+        """BLAS, the processor that its kernels were written for, and how many threads the process has: the main one and those that BLAS has started."""
         blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-        about = f"numpy {np.__version__}, {blas['name']} {blas['version']}"
+        kernels = " ".join(one["architecture"] for one in threadpool_info() if "architecture" in one)
+        about = f"numpy {np.__version__}, {blas['name']} {blas['version']} {kernels}".rstrip()
         return {"about": about, "threads": os_threads() or self.threads, "python": platform.python_version()}
 
     def make(self, case: Case, draw: Callable[[Any], dict[str, np.ndarray]], dtype: str) -> None:
