@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def describe() -> dict[str, Any]:
-    """CPU, cores that we may use, memory, system, versions, commit, and the variables that are set for the libraries of linear algebra."""
+    """CPU, cores that we may use, memory, system, versions, commit, and what the environment tells BLAS and OpenMP."""
     return {
         "cpu": _cpu(), "cores": cores(), "memory_gb": _memory_gb(), "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(), "versions": _versions("numpy", "torch"), "commit": _commit(),

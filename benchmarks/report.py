@@ -172,7 +172,7 @@ def _when(machines: Sequence[Record]) -> str:
 
 
 def _environment(m: Record) -> str:
-    named = ", ".join(f"{name}={value}" for name, value in m["environment"].items()) or "No variable of a BLAS or OpenMP was set"
+    named = ", ".join(f"{name}={value}" for name, value in m["environment"].items()) or "No variable of BLAS was set"
     asked = m["asked"].get("threads")
     return f"{named}; --threads {asked}" if asked else named
 

@@ -29,7 +29,7 @@ class Engine(engine.Engine):
         self.threads = threads
 
     def describe(self) -> dict[str, Any]:
-        """BLAS, the processor that its kernels were written for, and how many threads the process has: the main one and those that BLAS has started."""
+        """BLAS, whose kernels it uses, and how many threads there are: the main one and those that BLAS has started."""
         blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
         kernels = " ".join(one["architecture"] for one in threadpool_info() if "architecture" in one)
         about = f"numpy {np.__version__}, {blas['name']} {blas['version']} {kernels}".rstrip()
