@@ -17,10 +17,12 @@ from reference import decoding as torch_decoding
 from reference.equivalence import random_state, torch_model
 from reference.model import KVCache as TorchCache
 from tinygrad_llm import Transformer, TransformerConfig, nn
-from tinygrad_llm.decoding import Decoder, KVCache, UnknownModuleError
+from tinygrad_llm.decoding import Decoder, KVCache, UnknownModuleError, WeightsChangedError
 from tinygrad_llm.generation import generate
 from tinygrad_llm.nn import functional as F
+from tinygrad_llm.optim import AdamW
 from tinygrad_llm.policy import compare_float32, compare_float64
+from tinygrad_llm.training import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 SEEDS = st.integers(0, 2**32 - 1)
@@ -133,6 +135,38 @@ def test_a_decoder_is_freed_without_the_garbage_collector():
         assert cache() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("capture", [False, True])  # by the optimizer in place; in the memory of a team, where weights move
+def test_after_training_a_cache_is_refused_and_once_cleared_the_new_weights_are_read(capture):
+    ours, _ = small()
+    decoder = Decoder(ours)
+    before = decoder([[1, 2]])
+    message = "^weights: got other ones than those of the 2 positions read, expected the same"
+    with Trainer(ours, AdamW(ours.parameters(), lr=0.1), capture=capture) as trainer:
+        for _ in range(2):
+            trainer.step([[1, 2, 3]], [[2, 3, 4]])
+            with pytest.raises(WeightsChangedError, match=message):
+                decoder([[3]])
+            assert decoder.length == 2
+            decoder.clear()
+            after = decoder([[1, 2]])
+            np.testing.assert_allclose(after, ours([[1, 2]]).numpy()[:, -1], rtol=1e-10)
+            assert np.abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(decoder([[3]]), ours([[1, 2, 3]]).numpy()[:, -1], rtol=1e-10)
+
+
+def test_a_model_that_is_trained_between_two_tokens_goes_on_with_its_new_weights():
+    ours, _ = small()
+    optimizer = AdamW(ours.parameters(), lr=0.1)
+    written = [1]
+    for token in generate(ours, [1], 8):
+        assert token == ours([written[-6:]]).numpy()[0, -1].argmax()
+        written.append(token)
+        optimizer.zero_grad()
+        ours.loss([written[-6:]], [[(t + 1) % 11 for t in written[-6:]]]).backward()  # learn to count
+        optimizer.step()
+    assert len(set(written)) > 4
 
 
 def test_logits_are_arrays_without_a_graph():

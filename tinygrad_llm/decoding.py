@@ -23,13 +23,17 @@ from tinygrad_llm.nn import Dropout, Embedding, LayerNorm, Linear
 from tinygrad_llm.nn import functional as F
 from tinygrad_llm.ops import IndexRangeError, ShapeError
 
-__all__ = ["Decoder", "KVCache", "UnknownModuleError"]
+__all__ = ["Decoder", "KVCache", "UnknownModuleError", "WeightsChangedError"]
 
 Rows = Callable[[np.ndarray], np.ndarray]
 
 
 class UnknownModuleError(TypeError):
     """A module that Decoder does not know how to compute."""
+
+
+class WeightsChangedError(RuntimeError):
+    """A cache holds keys and values of weights that are no more."""
 
 
 class KVCache:
@@ -59,8 +63,9 @@ class Decoder:
         logits = decoder([[1, 2, 3]])      # as model([[1, 2, 3]])[:, -1], and remembers the three
         logits = decoder([[4]])            # as model([[1, 2, 3, 4]])[:, -1], at the cost of one position
 
-    It gives arrays, without gradients, and what it remembers is of the weights at that time: do not train meanwhile. Raises
-    UnknownModuleError for a model with modules of other classes, since it would not run their forward.
+    It gives arrays, without gradients. What it remembers is of the weights at that time: raises WeightsChangedError where they
+    were trained since, until it is cleared, and UnknownModuleError for a model with modules of other classes, since it would
+    not run their forward.
     """
 
     def __init__(self, model: Any, batch: int = 1) -> None:
@@ -68,12 +73,20 @@ class Decoder:
         if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
             raise ValueError(f"batch: got {batch!r}, expected an integer >= 1")
         self.config, self.cache = model.config, KVCache(model.config, batch, model.dtype)
+        self._model, self._versions = model, [p._version for p in model.parameters()]
+        self._take_weights()
+
+    def _take_weights(self) -> None:
+        model, self._writes = self._model, self._count_writes()
         self._tokens = _embedding("tok_embed", model.tok_embed)
         learned = self.config.positions == "learned"
         self._positions = _embedding("pos_embed", model.pos_embed) if learned else model._sinusoids
         self._blocks = [_block(f"blocks.{i}", block, self.cache, i) for i, block in enumerate(model.blocks)]
         _check_kind("dropout", model.dropout, Dropout)
         self._norm, self._head = _norm("final_norm", model.final_norm), _linear("lm_head", model.lm_head)
+
+    def _count_writes(self) -> int:
+        return sum([version.count for version in self._versions])
 
     @property
     def length(self) -> int:
@@ -87,6 +100,8 @@ class Decoder:
     def __call__(self, ids: Any) -> np.ndarray:
         """Read ids int [B, T], T ≥ 1, and remember them. → [B, V], scores of the token that comes after the last."""
         ids = self._checked(np.asarray(ids))
+        if self._writes != self._count_writes():
+            self._renew()
         b, t = ids.shape
         x = self._tokens[ids] + self._positions[self.length : self.length + t]  # [B, T, d]
         x = x.reshape(b * t, -1)
@@ -94,6 +109,12 @@ class Decoder:
             x = block(x)
         self.cache.length += t
         return self._head(self._norm(x[t - 1 :: t]))  # the last position of each sequence
+
+    def _renew(self) -> None:
+        if self.length:
+            raise WeightsChangedError(f"weights: got other ones than those of the {self.length} positions read, expected the "
+                                      "same; clear() forgets these")
+        self._take_weights()
 
     def _checked(self, ids: np.ndarray) -> np.ndarray:
         batch, left = self.cache.entries.shape[2], self.config.context_length - self.length

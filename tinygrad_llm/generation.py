@@ -11,7 +11,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import no_grad
 from tinygrad_llm.data import Tokenizer
-from tinygrad_llm.decoding import Decoder, UnknownModuleError
+from tinygrad_llm.decoding import Decoder, UnknownModuleError, WeightsChangedError
 
 __all__ = ["generate", "generate_text", "next_token_probabilities", "stream_text"]
 
@@ -80,7 +80,12 @@ def _read_on(decoder: Any, ids: list[int], length: int) -> np.ndarray:
     if len(ids) > length:
         decoder.clear()
         ids = ids[-length:]
-    return decoder(np.array([ids[decoder.length :]], dtype=np.int64))[0].astype(np.float64)
+    try:
+        logits = decoder(np.array([ids[decoder.length :]], dtype=np.int64))
+    except WeightsChangedError:  # the caller has trained the model since the last token
+        decoder.clear()
+        logits = decoder(np.array([ids], dtype=np.int64))
+    return logits[0].astype(np.float64)
 
 
 def _logits(model: Any, ids: list[int]) -> np.ndarray:
