@@ -158,7 +158,7 @@ def descend(a: np.ndarray, p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.nd
 
 def _restored(value: Any, p: Tensor) -> Any:
     if isinstance(value, np.ndarray) and value.ndim == p.ndim and value.shape == p.shape:
-        return np.array(value, dtype=p.dtype)
+        return np.array(value, dtype=p.dtype, order="C")  # the update walks along memory
     return int(value)
 
 
