@@ -159,7 +159,7 @@ def _head(options: argparse.Namespace) -> dict[str, Any]:
 
 def _done(out: Path, head: dict[str, Any]) -> set[str]:
     """The units that the file has. Raises ValueError where it was measured otherwise than is asked now."""
-    (records,) = read_records([str(out)])
+    (records,) = read_records([str(out)]).values()
     for name, now, before in [(name, head[name], records[0][name]) for name in ("run", "cpu", "cores")] + [
         (name, value, records[0]["asked"].get(name)) for name, value in head["asked"].items() if name not in MAY_DIFFER
     ]:

@@ -28,11 +28,11 @@ class PlainLog(LogFormatter):
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
-def draw(records: Sequence[Record], folder: Path, number: int = 1) -> list[tuple[str, Path]]:
-    """(what it shows, file) of each plot of a run, the so many-th of a report."""
+def draw(records: Sequence[Record], folder: Path, run: str) -> list[tuple[str, Path]]:
+    """(what it shows, file) of each plot of a run of that name."""
     folder.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(STYLE):
-        return [(about, _saved(figure, folder / f"{name}-{number}.svg")) for name, about, figure in
+        return [(about, _saved(figure, folder / f"{name}-{run}.svg")) for name, about, figure in
                 PLOTS.get(records[0]["run"], lambda _: [])(records)]
 
 

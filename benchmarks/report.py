@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from benchmarks.sides import SIDES
 
 Record = dict[str, Any]
 BUSY = 0.1  # cores that others keep busy: with more, times are provisional
+YARDSTICK = "torch-sdpa"  # what all of our sides, and their memory, are compared with at a glance
 
 INTRO = """# Results
 
@@ -23,15 +24,21 @@ rounds (the lowest to the highest); then that of the fastest turns of both, whic
 """
 
 
-def read_records(files: Iterable[str]) -> list[list[Record]]:
-    """The records of each file. Raises ValueError, naming the line, for what is not a record of ours."""
-    return [_read(Path(file)) for file in files]
+def read_records(files: Iterable[str]) -> dict[str, list[Record]]:
+    """The records of each file, by its name without the ending. Raises ValueError, naming the line, for what is not a record
+    of ours."""
+    runs: dict[str, list[Record]] = {}
+    for path in map(Path, files):
+        if path.stem in runs:
+            raise ValueError(f"{path}: got a second file named {path.stem}, expected another name: plots are called by it")
+        runs[path.stem] = _read(path)
+    return runs
 
 
-def write_report(runs: Sequence[list[Record]], out: Path) -> None:
-    """Markdown, and the plots into figures/ beside it; without matplotlib, no plots."""
-    parts = [INTRO, *(section for number, records in enumerate(runs, 1) for section in _sections(records, out.parent, number)),
-             _not_measured(runs)]
+def write_report(runs: Mapping[str, list[Record]], out: Path) -> None:
+    """Markdown, and the plots of run `name` as figures/…-name.svg beside it; without matplotlib, no plots."""
+    sections = (section for name, records in runs.items() for section in _sections(name, records, out.parent))
+    parts = [INTRO, *_glance(runs.values()), *sections, _not_measured(list(runs.values()))]
     out.write_text("\n".join(parts), encoding="utf-8")
 
 
@@ -44,10 +51,36 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 # Sections -------------------------------------------------------------------------------------------------------------
 
 
-def _sections(records: list[Record], folder: Path, number: int) -> list[str]:
+def _glance(runs: Iterable[list[Record]]) -> list[str]:
+    """A table for each setting of BLAS: of all its training runs, the medians."""
+    found: dict[str, dict[str, dict[str, list[str]]]] = {}
+    for records in runs:
+        if records[0]["run"] == "run":
+            _add_medians(found.setdefault(_environment(records[0]), {}), records)
+    parts = []
+    for environment, rows in found.items():
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        cells = ([case, *(", ".join(row.get(column, ["–"])) for column in columns)] for case, row in sorted(rows.items()))
+        parts += [f"{environment}:\n", table(("case", *columns), cells)]
+    return ["## At a glance\n", "Medians of the training runs below, in their order.\n", *parts] if parts else []
+
+
+def _add_medians(rows: dict[str, dict[str, list[str]]], records: list[Record]) -> None:
+    """Of a run, what our fastest side is compared with, and what any is compared with the yardstick."""
+    ratios = [r for r in _of(records, "ratio") if r["agree"]]
+    memory = {(_label(r), r["side"]): r["peak_mb"] for r in _of(records, "train") if r.get("peak_mb")}
+    for r in ratios:
+        case, ours, other, row = _label(r), r["ours"], r["against"], rows.setdefault(_label(r), {})
+        if ours == ratios[0]["ours"] or other == YARDSTICK:
+            row.setdefault(f"{other} / {ours}", []).append(_short(r["median"]))
+        if ours == ratios[0]["ours"] and other == YARDSTICK and {(case, ours), (case, other)} <= memory.keys():
+            row.setdefault(f"memory: {ours} / {other}", []).append(_short(memory[case, ours] / memory[case, other]))
+
+
+def _sections(name: str, records: list[Record], folder: Path) -> list[str]:
     heading, *parts = SECTIONS[records[0]["run"]](records)
     title = records[0]["asked"].get("title")
-    return [f"## {title}\n" if title else heading, _machine(records), *parts, *_figures(records, folder, number)]
+    return [f"## {title}\n" if title else heading, _machine(records), *parts, *_figures(name, records, folder)]
 
 
 def _training(records: list[Record]) -> list[str]:
@@ -241,12 +274,12 @@ def _not_measured(runs: Sequence[list[Record]]) -> str:
     return "## Not measured\n\n" + "\n".join(lines or ["- nothing that was asked for"]) + "\n"
 
 
-def _figures(records: list[Record], folder: Path, number: int) -> list[str]:
+def _figures(name: str, records: list[Record], folder: Path) -> list[str]:
     try:
         from benchmarks import plots
     except ImportError:
         return []
-    drawn = plots.draw(records, folder / "figures", number)
+    drawn = plots.draw(records, folder / "figures", name)
     return [f"![{about}](figures/{path.name})\n" for about, path in drawn]
 
 

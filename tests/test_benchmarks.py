@@ -21,7 +21,7 @@ from benchmarks.guards.pairs import PAIRS, Pair
 from benchmarks.inputs import draw_batches, draw_state
 from benchmarks.micro import BOTH, FORWARD, find_ops
 from benchmarks.process import Worker, WorkerError
-from benchmarks.report import write_report
+from benchmarks.report import read_records, write_report
 
 TOY = GRID["toy"]
 PEERS = "autograd", "mygrad", "jax", "tinygrad"
@@ -180,7 +180,7 @@ def test_a_side_with_other_losses_gets_no_ratio_in_record_or_report(other, tmp_p
     (ratio,) = of(records, "ratio")
     assert ratio["median"] is None
     assert "theirs" in ratio["why_not"]
-    write_report([[head("run"), *records, {"kind": "end"}]], tmp_path / "r.md")
+    write_report({"x": [head("run"), *records, {"kind": "end"}]}, tmp_path / "r.md")
     assert "refused: results differ" in (tmp_path / "r.md").read_text(encoding="utf-8")
 
 
@@ -388,7 +388,7 @@ def ratio(median, case=TOY, **more):
 
 
 def rendered(folder, *runs):
-    write_report(list(runs), folder / "results.md")
+    write_report({f"run{i}": records for i, records in enumerate(runs)}, folder / "results.md")
     return (folder / "results.md").read_text(encoding="utf-8")
 
 
@@ -404,6 +404,22 @@ def test_a_report_says_what_was_measured_where_and_how_busy_it_was(tmp_path):
     assert "Provisional" not in text
     busy = [{**r, "others_cores": 0.7} if r["kind"] == "train" else r for r in records]
     assert "**Provisional**: other processes kept 0.7 to 0.7 of the 2 cores busy" in rendered(tmp_path, busy)
+
+
+def test_a_report_begins_with_the_medians_of_all_training_runs_by_what_was_set_for_blas(tmp_path):
+    def run_(median, memory, **more):
+        sides_ = [timed("train", side, 0.02, peak_mb=mb) for side, mb in (("numpy", memory), ("torch-sdpa", 1000.0))]
+        return [head("run", **more), *sides_, ratio(median), ratio(9.0, agree=False), {"kind": "end"}]
+
+    limited = {"environment": {"OPENBLAS_CORETYPE": "Haswell"}}
+    runs = run_(2.0, 500.0), run_(3.0, 250.0), run_(1.5, 100.0, **limited), [head("crossover"), ratio(7.0), {"kind": "end"}]
+    glance = rendered(tmp_path, *runs).partition("## At a glance")[2].partition("\n## ")[0]
+    assert "No variable of BLAS was set:" in glance
+    assert "| case | torch-sdpa / numpy | memory: numpy / torch-sdpa |" in glance
+    assert "| toy | 2, 3 | 0.5, 0.25 |" in glance
+    assert "OPENBLAS_CORETYPE=Haswell:" in glance
+    assert "| toy | 1.5 | 0.1 |" in glance
+    assert not {"7", "9"} & set(glance)  # another kind of run; results that differ
 
 
 def test_a_report_says_what_was_not_measured(tmp_path):
@@ -432,10 +448,19 @@ def test_each_run_of_a_report_has_plots_of_its_own(tmp_path):
     pytest.importorskip("matplotlib")
     runs = [[head("run"), ratio(median), {"kind": "end", "load": 1.0}] for median in (0.5, 2.0)]
     text = rendered(tmp_path, *runs)
-    one, other = sorted((tmp_path / "figures").glob("training-ratio-*.svg"))
+    one, other = (tmp_path / "figures" / f"training-ratio-run{i}.svg" for i in range(2))
     assert one.read_bytes() != other.read_bytes()
     assert f"figures/{one.name}" in text
     assert f"figures/{other.name}" in text
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    files = [tmp_path / folder / "small.jsonl" for folder in "ab"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(json.dumps(head("run")))
+    with pytest.raises(ValueError, match=r"got a second file named small, expected another name"):
+        read_records(map(str, files))
 
 
 def test_scaling_has_its_exponents_and_a_plot(tmp_path):
