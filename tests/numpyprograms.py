@@ -262,8 +262,8 @@ class Drawing:
         shape = np.shape(self.values[i][index])
         j = self.pick(lambda v: _fits(np.shape(v), shape)) if self.int(0, 4) else None
         s = self.one(SCALARS)
-        if self.values[i].dtype.kind == "i" and j is not None and isinstance(self.values[j], np.floating):
-            raise ValueError  # of a NaN, NumPy makes an error
+        if self.values[i].dtype.kind == "i" and j is not None and isinstance(self.values[j], np.floating | np.integer):
+            raise ValueError  # of a NaN, or of a number too large, NumPy makes an error
 
         def call(v: list[Any]) -> Any:
             v[i][index] = s if j is None else v[j]
