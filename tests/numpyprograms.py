@@ -171,7 +171,7 @@ class Drawing:
             step = self.one(kinds)()
             with np.errstate(all="ignore"):
                 result = step.call(self.values)
-        except (ValueError, TypeError, IndexError):
+        except (ValueError, TypeError, IndexError, OverflowError):
             return
         if np.size(result) > MOST and step.wrote is None:
             return

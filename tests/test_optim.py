@@ -92,6 +92,16 @@ def test_adamw_in_float32_is_no_less_accurate_than_torch(drawn):
         assert (row := compare_float32(a, b, t)).passed, row
 
 
+@pytest.mark.parametrize(("beta", "wanted"), [(0.0, 1e-7), (0.5, 500.0), (0.25, 250.0)])
+def test_a_large_gradient_before_does_not_hide_a_small_one_where_the_first_beta_is_small(beta, wanted):
+    p = Parameter(np.ones(1, np.float32))
+    optimizer = AdamW([p], betas=(beta, 0.9))
+    optimizer.state[id(p)] = {"step": 1, "exp_avg": np.float32([1e3]), "exp_avg_sq": np.ones(1, np.float32)}
+    p.grad = tinygrad_llm.tensor(np.float32([1e-7]))
+    optimizer.step()
+    np.testing.assert_allclose(optimizer.state[id(p)]["exp_avg"], np.float32([wanted]), rtol=1e-6)
+
+
 def test_torchs_defaults():
     default = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]).defaults
     for name, value in AdamW([Parameter(np.zeros(1))]).defaults.items():

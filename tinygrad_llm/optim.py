@@ -144,7 +144,11 @@ def descend(a: np.ndarray, p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.nd
     b1, b2 = group["betas"]
     c = math.sqrt(1 - b2**step)
     g = -g if group["maximize"] else g
-    m += np.multiply(np.subtract(g, m, out=a), 1 - b1, out=a)
+    np.subtract(g, m, out=a)
+    if b1 > 0.5:
+        m += np.multiply(a, 1 - b1, out=a)
+    else:  # nearer to g: from there, as torch's lerp, or what is left of a large m hides a small g
+        np.subtract(g, np.multiply(a, b1, out=a), out=m)
     v *= b2
     v += np.multiply(np.square(g, out=a), 1 - b2, out=a)
     np.sqrt(np.maximum(largest[0], v, out=largest[0]) if group["amsgrad"] else v, out=a)
