@@ -244,6 +244,12 @@ def every_fourth_negated(x):
     return [np.negative(np.negative(x)), np.negative(x[::4]) * 2]
 
 
+def larger_of_both_zeros(x):
+    """NumPy gives either of them, by where in the memory they lie."""
+    y = x * 0
+    return [np.fmax(y, -y) * 2, np.fmin(y, -y) * 2, np.fmax(y.T, -y.T)]
+
+
 def taken_by_a_number(x):
     n = np.argmax(x)
     flat = (x * 2).reshape((-1,))
@@ -276,7 +282,7 @@ WRONG_ONCE = [powers_from_the_end, mean_of_a_broadcast_axis, nan_with_gaps, take
               column_sums_of_single_rows, changed_in_between, both_zeros, two_layouts, row_read_by_all, row_subtracted_from_all,
               rows_moved_up, windows_out_of_step, rows_from_the_end, sum_into_other_layout, product_into_columns,
               number_is_not_an_array, written_after_a_read, copied_between_writes, same_twice,
-              repeated_row_changes, works_in_the_dtype_of_its_operands, every_fourth_negated]
+              repeated_row_changes, works_in_the_dtype_of_its_operands, every_fourth_negated, larger_of_both_zeros]
 
 SHAPES = {column_sums_of_single_rows: (4, 6), sum_into_other_layout: (130, 8), powers_from_the_end: (8, 32),
           nan_with_gaps: (130, 8), product_into_columns: (16, 16), every_fourth_negated: (4, 6)}

@@ -10,7 +10,7 @@ import numpy as np
 
 from tinygrad_llm.capture.ir import Buffer, Call, View
 from tinygrad_llm.capture.kernels import Hole
-from tinygrad_llm.capture.passes.tiles import goes_backwards
+from tinygrad_llm.capture.passes.tiles import depends_on_layout
 from tinygrad_llm.capture.program import Program
 
 
@@ -173,7 +173,7 @@ def _suits(maker: Call, strides: tuple[int, ...], made: View) -> bool:
     last = [(n, s) for n, s in zip(made.shape, strides) if n != 1]
     if not last:
         return True
-    if strides != made.strides and goes_backwards(maker):
+    if strides != made.strides and depends_on_layout(maker):
         return False
     if maker.kind == "reduce" and _order(made.strides, made.shape) != _order(strides, made.shape):
         return False  # NumPy would add up in another order

@@ -14,6 +14,8 @@ import math
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
+
 from tinygrad_llm.capture.ir import Buffer, Call, Loop, Rows, View
 from tinygrad_llm.capture.program import Program
 
@@ -49,7 +51,7 @@ def row_tiles(program: Program, tile: int = TILE) -> Program:
 
 def _row_forms(call: Call) -> dict[int, Call]:
     """For each number of rows that the call can be split into: the call with these rows as its first axis."""
-    if call.out is None or call.kind not in ("ufunc", "copy", "where", "reduce", "matmul", "apart") or goes_backwards(call):
+    if call.out is None or call.kind not in ("ufunc", "copy", "where", "reduce", "matmul", "apart") or depends_on_layout(call):
         return {}
     forms: dict[int, Call] = {}
     for lead in range(1, call.out.ndim + 1):
@@ -59,10 +61,10 @@ def _row_forms(call: Call) -> dict[int, Call]:
     return forms
 
 
-def goes_backwards(call: Call) -> bool:
-    """Whether a ufunc reads from the end: the loop that NumPy then takes, and with it the last bit of a logarithm or a power,
-    depends on the layout of the whole."""
-    return call.kind == "ufunc" and any(s < 0 for v in call.reads for s in v.strides)
+def depends_on_layout(call: Call) -> bool:
+    """Whether the loop that NumPy takes for a ufunc, and with it a bit of the result, depends on the layout of the whole: the
+    last one of a logarithm or a power that is read from the end, the sign of fmax and fmin of both zeros."""
+    return call.kind == "ufunc" and (call.function in (np.fmax, np.fmin) or any(s < 0 for v in call.reads for s in v.strides))
 
 
 def _row_form(call: Call, lead: int, rows: int) -> Call | None:
