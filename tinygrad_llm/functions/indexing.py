@@ -12,6 +12,7 @@ from tinygrad_llm.functions.base import as_tensor, axis_of, spelled
 from tinygrad_llm.functions.elementwise import add, broadcast_shape, mul, where
 from tinygrad_llm.functions.shapes import broadcast_to, getitem, reshape
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, shape
+from tinygrad_llm.ops.checks import check_below
 from tinygrad_llm.ops.opaque import as_values
 
 
@@ -133,18 +134,12 @@ def _integers(name: str, index: Any) -> Any:
     return i.astype(np.int64, copy=False)
 
 
-def _in_range(name: str, index: Any, n: int) -> Any:
-    if index.size and (index.min() < 0 or index.max() >= n):
-        bad = index[(index < 0) | (index >= n)].flat[0]
-        raise IndexRangeError(f"{name}: index: got {bad}, expected 0 to {n - 1}")
-    return index
-
-
 def _index_vector(name: str, input: Any, dim: int, index: Any) -> Any:
     i = _integers(name, index)
     if i.ndim > 1:
         raise ShapeError(f"{name}: index: got shape {i.shape}, expected one axis")
-    return _in_range(name, i.reshape(-1), input.shape[axis_of(name, input, dim)] if input.ndim else 1)
+    check_below(i, input.shape[axis_of(name, input, dim)] if input.ndim else 1, f"{name}: index", "size of the axis")
+    return i.reshape(-1)
 
 
 def _mesh(name: str, input: Any, dim: int, index: Any) -> tuple[Any, ...]:
@@ -152,6 +147,6 @@ def _mesh(name: str, input: Any, dim: int, index: Any) -> tuple[Any, ...]:
     i, axis = _integers(name, index), axis_of(name, input, dim)
     if i.ndim != input.ndim or any(n > m for k, (n, m) in enumerate(zip(i.shape, input.shape)) if k != axis):
         raise ShapeError(f"{name}: index: got shape {i.shape}, expected none longer than {input.shape} but along axis {axis}")
-    _in_range(name, i, input.shape[axis] if input.ndim else 1)
+    check_below(i, input.shape[axis] if input.ndim else 1, f"{name}: index", "size of the axis")
     own = np.ogrid[tuple(slice(n) for n in i.shape)] if i.ndim else ()
     return tuple(i if k == axis else own[k] for k in range(i.ndim))

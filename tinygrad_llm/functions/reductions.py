@@ -28,7 +28,7 @@ from tinygrad_llm.functions.elementwise import abs, maximum, minimum, mul, pow, 
 from tinygrad_llm.functions.indexing import take_along_dim
 from tinygrad_llm.functions.shapes import cat, copied, reshape, squeeze, transpose
 from tinygrad_llm.ops import Op, elementwise, nn, reduce
-from tinygrad_llm.ops.opaque import as_values
+from tinygrad_llm.ops.opaque import any_of, as_values
 from tinygrad_llm.ops.reduce import axes_of
 
 
@@ -197,9 +197,10 @@ def std(
 def _root(x: Tensor, p: float) -> Tensor:
     """x to the power of 1/p, with slope 0 at 0: what norms and deviations have there, as in torch."""
     zero = as_values(x) == 0
-    if not zero.any():
+    if not any_of(zero):
         return sqrt(x) if p == 2 else pow(x, 1 / p)
-    return where(zero, x.detach() if p > 0 else 0.0, _root(where(zero, 1.0, x), p))
+    rest = where(zero, 1.0, x)
+    return where(zero, x.detach() if p > 0 else 0.0, sqrt(rest) if p == 2 else pow(rest, 1 / p))
 
 
 @spelled
@@ -251,7 +252,7 @@ def vector_norm(input: Any, ord: float = 2, dim: Dim = None, keepdim: bool = Fal
 def _powers(x: Tensor, p: float) -> Tensor:
     """xᵖ, x ≥ 0, with slope 0 at 0."""
     zero = as_values(x) == 0
-    if not zero.any():
+    if not any_of(zero):
         return pow(x, p)
     return where(zero, 0.0 if p > 0 else math.inf, pow(where(zero, 1.0, x), p))
 

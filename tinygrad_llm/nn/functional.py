@@ -42,7 +42,8 @@ from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, linalg, lo
 from tinygrad_llm.ops import attention as attention_ops
 from tinygrad_llm.ops import elementwise as ops
 from tinygrad_llm.ops.attention import attention, look_ahead
-from tinygrad_llm.ops.opaque import as_values, opaque
+from tinygrad_llm.ops.checks import check_below
+from tinygrad_llm.ops.opaque import any_of, as_values, opaque
 
 __all__ = [
     "attention_qkvpacked", "cross_entropy", "dropout", "embedding", "gelu", "kl_div", "layer_norm", "linear",
@@ -94,8 +95,9 @@ def softplus(input: Any, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     if wrong := [v for v in (beta, threshold) if not isinstance(v, numbers.Real)]:
         raise TypeError(f"softplus: beta, threshold: got {wrong[0]!r}, expected numbers")
     large = as_values(x) * beta > threshold
-    curved = log1p(exp(mul(where(large, 0.0, x) if large.any() else x, beta))) / beta
-    return where(large, x, curved) if large.any() else curved
+    some = any_of(large)
+    curved = log1p(exp(mul(where(large, 0.0, x) if some else x, beta))) / beta
+    return where(large, x, curved) if some else curved
 
 
 def softmax(input: Any, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Tensor:
@@ -188,7 +190,7 @@ def _shorten_rows(weight: Any, ids: Any, most: float, p: float) -> None:
 
 def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
     """int64 [...] → int64 [..., num_classes], 1 at the class and 0 elsewhere; by default as many classes as are needed."""
-    classes = np.asarray(tensor)
+    classes = as_values(tensor)
     if classes.dtype != np.int64:
         raise DtypeError(f"one_hot: tensor: got dtype {classes.dtype}, expected int64")
     if whole("one_hot", "num_classes", num_classes) < -1:
@@ -196,8 +198,7 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
     if num_classes < 1 and not classes.size:
         raise ValueError("one_hot: num_classes: got none for a tensor without elements, expected a number")
     n = int(classes.max()) + 1 if num_classes < 0 else num_classes
-    if classes.size and (classes.min() < 0 or classes.max() >= n):
-        raise IndexRangeError(f"one_hot: tensor: got classes {classes.min()} to {classes.max()}, expected 0 to {n - 1}")
+    check_below(classes, n, "one_hot: tensor", "number of classes")
     return Tensor.from_array((classes[..., None] == np.arange(n)).astype(np.int64))
 
 
@@ -296,10 +297,11 @@ def _masked(scores: Tensor, attn_mask: Any, is_causal: bool) -> tuple[Tensor, An
     if mask.dtype.kind not in "bf" or broadcast_shape("attention", query=scores.shape, attn_mask=mask.shape) != scores.shape:
         raise ShapeError(f"scaled_dot_product_attention: attn_mask: got {mask.dtype} of shape {mask.shape}, expected booleans "
                          f"or floats that broadcast to {scores.shape}")
-    hidden = ~np.asarray(mask) if mask.dtype.kind == "b" else np.isneginf(np.asarray(mask))
+    values = as_values(mask)
+    hidden = ~values if mask.dtype.kind == "b" else values == -np.inf
     blind = np.broadcast_to(hidden, np.broadcast_shapes(hidden.shape, scores.shape)).all(-1, keepdims=True)
     scores = where(hidden, -np.inf, scores) if mask.dtype.kind == "b" else scores + mask
-    return (where(blind, 0.0, scores), blind) if blind.any() else (scores, None)
+    return (where(blind, 0.0, scores), blind) if any_of(blind) else (scores, None)
 
 
 def cross_entropy(
@@ -366,7 +368,7 @@ def _soft_cross_entropy(x: Any, target: Any, weight: Any, reduction: str, smooth
     n, y = x.shape[classes], as_tensor(target)
     y = y * (1 - smoothing) + smoothing / n if smoothing else y
     if weight is not None:
-        w = np.asarray(weight)
+        w = as_values(weight)
         _check_weight("cross_entropy", w, n)
         y = y * w.reshape((-1,) + (1,) * (x.ndim - 1 - classes))
     loss = -(log_softmax(x, classes) * y).sum(classes)
@@ -392,17 +394,16 @@ def nll_loss(
                          f"for input {x.shape}")
     used, n = target != whole("nll_loss", "ignore_index", ignore_index), x.shape[classes]
     t = np.where(used, target, 0)
-    if t.size and (t.min() < 0 or t.max() >= n):
-        raise IndexRangeError(f"nll_loss: target: got {t.min()} to {t.max()}, expected 0 to {n - 1}")
+    check_below(t, n, "nll_loss: target", "number of classes")
     if weight is not None:
         _check_weight("nll_loss", as_values(weight), n, x.dtype)
     w = np.ones(t.shape, x.dtype) if weight is None else as_values(weight)[t]
     row = squeeze(gather(x, classes, np.expand_dims(t, classes)), classes) * -w
-    row = row if used.all() else where(used, row, 0.0)
+    row = where(used, row, 0.0) if any_of(~used) else row
     if reduction != "mean":
         return row.sum() if reduction == "sum" else row
-    total = float(np.sum(w[used]))
-    return row.sum() / total if total else row.sum() + math.nan
+    total = np.sum(np.where(used, w, 0))
+    return row.sum() / np.where(total == 0, 1, total) + np.where(total == 0, math.nan, 0).astype(x.dtype)
 
 
 def _check_weight(name: str, weight: np.ndarray, classes: int, dtype: Any = None) -> None:
@@ -443,7 +444,7 @@ def kl_div(
         loss = exp(y) * (y - x)
     else:
         none = as_values(y) == 0
-        entropy = where(none, 0.0, y * log(where(none, 1.0, y))) if none.any() else y * log(y)
+        entropy = where(none, 0.0, y * log(where(none, 1.0, y))) if any_of(none) else y * log(y)
         loss = entropy - y * x
     return loss.sum() / (x.shape[0] if x.ndim else 1) if reduction == "batchmean" else _reduced(loss, reduction)
 

@@ -105,7 +105,7 @@ def check_range(op: Op, arg: Arg, array: Any, arrays: tuple[Any, ...], options: 
     """IndexRangeError where an index is outside [0, V), V the axis or the option that `int < V` names."""
     assert arg.below is not None
     size = options[arg.below] if arg.below in op.options else _axis_size(op, arg.below, arrays)
-    _check_below(as_values(array), size, f"{op.name}: {arg.name}", arg.below)
+    check_below(as_values(array), size, f"{op.name}: {arg.name}", arg.below)
 
 
 def unsigned(values: Any) -> Any:
@@ -119,7 +119,8 @@ def _unsigned_of(dtype: np.dtype) -> np.dtype:
 
 
 @opaque(None)
-def _check_below(values: Any, size: int, what: str, limit: str) -> None:
+def check_below(values: Any, size: int, what: str, limit: str) -> None:
+    """IndexRangeError where a value is outside [0, size)."""
     if values.size and np.maximum.reduce(unsigned(values), None) >= size:
         bad = values[(values < 0) | (values >= size)].flat[0]
         raise IndexRangeError(f"{what}: got {bad}, expected 0 to {size - 1}, as {limit} = {size}")

@@ -42,6 +42,12 @@ def opaque(like: Like | None, apart: bool = False) -> Callable[[Callable[..., An
     return wrap
 
 
+def any_of(condition: Any) -> bool:
+    """Whether a condition holds anywhere; True where values are not known yet, because calls are recorded. For leaving out what
+    would change nothing."""
+    return hasattr(condition, "__record_call__") or bool(condition.any())
+
+
 def as_values(x: Any) -> Any:
     """x as an ndarray, or as it is where its calls are recorded; of a tensor, its array."""
     if hasattr(x, "__record_call__"):
