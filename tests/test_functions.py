@@ -158,6 +158,14 @@ def test_squeeze_unsqueeze_and_flatten(x, data):
         agree(lambda m, t: m.flatten(t, start, end - x.ndim), x)
 
 
+def test_flatten_where_there_is_nothing_to_flatten_is_the_tensor_itself_as_in_torch():
+    ours, theirs = tensor(np.ones((2, 3)), requires_grad=True), torch.ones(2, 3, requires_grad=True)
+    for module, x in ((F, ours), (torch, theirs)):
+        assert module.flatten(x, 1) is x
+        assert module.flatten(x, 0, 0) is x
+        assert module.flatten(x) is not x
+
+
 @given(x=shapes().flatmap(arrays), data=st.data())
 def test_reshape_and_view(x, data):
     factors_of = data.draw(st.permutations(x.shape))

@@ -47,12 +47,14 @@ def view(input: Any, size: Any) -> Tensor:
 
 
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-    """Axes start_dim to end_dim as one."""
+    """Axes start_dim to end_dim as one; where they are one already, the tensor itself, as in torch."""
     start, end = axis_of("flatten", input, start_dim, "start_dim"), axis_of("flatten", input, end_dim, "end_dim")
     if not input.ndim:
         return reshape(input, (1,))
     if start > end:
         raise ShapeError(f"flatten: start_dim: got {start_dim}, expected none after end_dim = {end_dim}")
+    if start == end:
+        return as_tensor(input)
     return reshape(input, (*input.shape[:start], math.prod(input.shape[start : end + 1]), *input.shape[end + 1 :]))
 
 
