@@ -327,6 +327,9 @@ class Drawing:
     def where(self) -> Step:
         i = self.pick()
         j, k, s = self.beside(i), self.pick(lambda v: np.asarray(v).dtype == bool and np.ndim(v)), self.one(SCALARS)
+        if self.values[i].dtype.kind == "f" and self.int(0, 1):
+            bits, dtype = f"i{self.values[i].itemsize}", self.values[i].dtype
+            return Step(f"(v{i}.view('{bits}') * v{k}).view('{dtype}')", lambda v: (v[i].view(bits) * v[k]).view(dtype))
         return Step(f"np.where(v{k}, v{i}, {s if j is None else f'v{j}'})",
                     lambda v: np.where(v[k], v[i], s if j is None else v[j]))
 

@@ -221,9 +221,11 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         """As ndarray.copy."""
         return numpy_calls.copied(self.recorder, self, order=order)
 
-    def view(self) -> Traced:
-        """As ndarray.view without a dtype."""
-        return self.show(self.shadow.view())
+    def view(self, dtype: Any = None) -> Traced:
+        """As ndarray.view, without a dtype or with one of the same size."""
+        if dtype is not None and np.dtype(dtype).itemsize != self.itemsize:
+            raise CaptureError(f"view: got {np.dtype(dtype)} of an array of {self.dtype}, expected a dtype of the same size")
+        return self.show(self.shadow.view() if dtype is None else self.shadow.view(dtype))
 
     def transpose(self, *axes: Any) -> Traced:
         """As ndarray.transpose."""

@@ -42,7 +42,7 @@ def dense_operands(program: Program, few: int = FEW) -> Program:
             if not _differs(a, call.out):
                 args.append(a)
                 continue
-            key = a, call.out.shape
+            key = a, call.out.shape, call.out.dtype
             if key not in copies and _is_constant(a):
                 copies[key] = whole_of(np.array(np.broadcast_to(_array(a), call.out.shape), call.out.dtype, order="C"))
             elif key not in copies or writers[a.buffer] > 1:
@@ -57,9 +57,9 @@ def dense_operands(program: Program, few: int = FEW) -> Program:
 
 
 def _is_slow(call: Call, few: int) -> bool:
-    """Whether it is one of these functions, on few floats that do not lie alike."""
+    """Whether it is one of these functions, on few numbers that do not lie alike."""
     out = call.out
-    if call.function not in FUNCTIONS or call.options or out is None or not 1 < out.size <= few or out.dtype.kind != "f":
+    if call.function not in FUNCTIONS or call.options or out is None or not 1 < out.size <= few or out.dtype.kind not in "fi":
         return False
     if not call.reads or np.result_type(*[v.dtype for v in call.reads]) != out.dtype:
         return False  # it works in another dtype than that of the result
