@@ -116,10 +116,12 @@ def _walk(
         _push(place, gradient, table, create_graph)
         if not retain:
             place.release()
+        leaves: list[Any] = []
         for parent in parents:
             waiting[id(parent)] -= 1
             if waiting[id(parent)] == 0:
-                ready.append(parent)
+                (ready if isinstance(parent, Node) else leaves).append(parent)
+        ready += leaves[::-1]  # before all nodes, in their order: so torch calls their hooks
     return results
 
 
