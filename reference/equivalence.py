@@ -128,9 +128,9 @@ def compare_training(
     """An AdamW step per (ids, targets) of batches, ours beside torch's from the same weights: losses, final weights.
 
     make_optimizer(parameters, **settings) is our AdamW; torch.optim.AdamW gets the same settings, torch's defaults
-    where none is given. Losses answer to compare_float64 and compare_float32. The weights cannot quite: Adam divides
-    a gradient by its own size, so an entry whose true gradient is g, known with an error δ, moves by about
-    lr · sign(g), wrongly by about lr · min(1, δ / (|g| + eps)). Therefore
+    where none is given. Losses answer to compare_float64 and compare_float32, and may be inconclusive as in
+    compare_models. The weights cannot quite: Adam divides a gradient by its own size, so an entry whose true gradient
+    is g, known with an error δ, moves by about lr · sign(g), wrongly by about lr · min(1, δ / (|g| + eps)). Therefore
 
     - an entry whose true gradient is zero at every step (the key bias; all of q and k where T = 1) moves as rounding
       noise decides: in float32 by up to ±lr, in torch as in ours. Neither path is the right one, and no loss depends on
@@ -151,15 +151,22 @@ def compare_training(
     chosen = {"lr": 1e-3, "eps": 1e-8, **(settings or {})}
     weights = random_state(config, seed) if state is None else state
     runs, known = {}, {} if known is None else known
+
+    def train_torch(start: Mapping[str, np.ndarray], dtype: str) -> _Run:
+        model = torch_model(config, start, dtype)
+        return _train(model, torch.optim.AdamW(model.parameters(), **chosen), batches, chosen)
+
     for dtype in ("float64", "float32"):
         ours = our_model(make_ours, weights, dtype)
         parameters = [parameter for _, parameter in ours.named_parameters()]
         runs[f"ours {dtype}"] = _train(ours, make_optimizer(parameters, **chosen), batches, chosen)
         if dtype not in known:
-            theirs = torch_model(config, weights, dtype)
-            known[dtype] = _train(theirs, torch.optim.AdamW(theirs.parameters(), **chosen), batches, chosen)
+            known[dtype] = train_torch(weights, dtype)
         runs[f"torch {dtype}"] = known[dtype]
-    rows = [*_loss_rows(runs), *_weight_rows(runs, weights, 2 * chosen["lr"] * len(batches))]
+    losses = f"losses of {len(batches)} steps"
+    rows = excused(list(_loss_rows(losses, runs)), weights,
+                   lambda near, dtype: {losses: train_torch(near, dtype).losses}, {losses: 1.0}, known)
+    rows += _weight_rows(runs, weights, 2 * chosen["lr"] * len(batches))
     return TrainingComparison({name: run.losses for name, run in runs.items()}, rows)
 
 
@@ -267,9 +274,8 @@ def _largest(peaks: Arrays) -> float:
     return max(SMALLEST_SCALE, *(float(peak.max(initial=0.0)) for peak in peaks.values()))
 
 
-def _loss_rows(runs: Mapping[str, _Run]) -> Iterator[Comparison]:
+def _loss_rows(name: str, runs: Mapping[str, _Run]) -> Iterator[Comparison]:
     truth = runs["torch float64"].losses
-    name = f"losses of {len(truth)} steps"
     yield compare_float64(runs["ours float64"].losses, truth, name)
     yield compare_float32(runs["ours float32"].losses, runs["torch float32"].losses, truth, name)
 

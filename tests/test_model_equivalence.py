@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from modeldraws import configs, drawn_batch
 
@@ -20,12 +20,15 @@ def ours(config):
 @settings(max_examples=max(CI_CONFIGS, settings.default.max_examples))
 @given(config=configs(), seed=st.integers(0, 2**32 - 1), batch=st.integers(1, 3))
 def test_logits_loss_and_gradients_equal_torch(config, seed, batch):
-    """float32 is judged from width 3 on: a layer norm over one or two features has no bound on its condition number."""
+    """float32 is judged from width 3 on: a layer norm over one or two features has no bound on its condition number. A draw at
+    a kink decides nothing; Hypothesis objects where many are like that."""
     ids, targets = drawn_batch(config, seed, batch)
     rows = compare_models(ours(config), config, ids, targets, seed=seed)
     assert len(rows) > 2 * len(list(Transformer(config).named_parameters()))
-    failed = [str(row) for row in rows if not row.passed and (config.d_model >= 3 or row.dtype == "float64")]
+    judged = [row for row in rows if config.d_model >= 3 or row.dtype == "float64"]
+    failed = [str(row) for row in judged if row.failed]
     assert not failed, "\n".join(failed)
+    assume(all(row.passed for row in judged))
 
 
 @settings(max_examples=max(1, settings.default.max_examples // 5))
@@ -36,8 +39,9 @@ def test_twenty_adamw_steps_equal_torch(config, seed, decay, lr):
     rounding noise around zero, and Adam, which divides a gradient by its size, makes steps of noise."""
     batches = [drawn_batch(config, seed + i, 2) for i in range(20)]
     result = compare_training(ours(config), AdamW, config, batches, {"lr": lr, "weight_decay": decay}, seed=seed)
-    failed = [str(row) for row in result.rows if not row.passed]
+    failed = [str(row) for row in result.rows if row.failed]
     assert not failed, "\n".join(failed)
+    assume(result.passed)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_tanh"])
