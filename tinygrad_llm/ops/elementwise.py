@@ -138,10 +138,13 @@ def tanh(x: Any) -> tuple[Any, Vjp]:
 
 @op(x="~B", torch="torch.sigmoid(x)")
 def sigmoid(x: Any) -> tuple[Any, Vjp]:
-    """σ(x) = 1 / (1 + e⁻ˣ), written with e^−|x| so that nothing overflows.   dx = g · σ · (1 − σ)"""
+    """σ(x) = 1 / (1 + e⁻ˣ), written with e = e^−|x| so that nothing overflows.   dx = g · σ (1 − σ) = g · e / (1 + e)²
+
+    The last form keeps its digits where σ is nearly 1, and so do its derivatives.
+    """
     small = np.exp(np.where(x >= 0, -x, x))
     out = np.where(x >= 0, 1, small) / (1 + small)
-    return out, lambda g: (g * out * (1 - out),)
+    return out, lambda g: (g * (small / np.square(1 + small)),)
 
 
 @op(x="~B != 0", torch="torch.abs(x)")
@@ -252,8 +255,8 @@ def _horner(coefficients: list[float], x: Any) -> Any:
 
 
 def _gelu(x: Any, approximate: str) -> Any:
-    if approximate == "tanh":
-        return 0.5 * x * (1 + np.tanh(_CUBIC[0] * (x + _CUBIC[1] * (x * x * x))))
+    if approximate == "tanh":  # (1 + tanh u) / 2 = σ(2u)
+        return x * compute(sigmoid, 2 * _CUBIC[0] * (x + _CUBIC[1] * (x * x * x)))
     return 0.5 * x * (1 + _erf(x * math.sqrt(0.5)))
 
 
