@@ -274,9 +274,10 @@ class Program:
         """The call of prepared members as a statement."""
         def statement(w):
             with w.recording(recorded):
-                out = call(w.m, *[prepared(w, one) for one in plan])
+                inputs = [prepared(w, one) for one in plan]
+                out = call(w.m, *inputs)
             out = list(out) if isinstance(out, tuple | list) else [out]
-            return out if recorded else [t.detach() if t._base is not None else t for t in out]
+            return [t if recorded or t._base is None or any(t is x for x in inputs) else t.detach() for t in out]
         statement.order = max([self.orders[one["member"]] for one in plan], default=0)
         return statement
 

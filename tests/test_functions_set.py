@@ -40,6 +40,24 @@ def test_second_derivatives_are_torchs(case, seed):
     assert [fail for a, b in zip(*found, strict=True) for fail in judge64("second order", a, b)] == []
 
 
+@pytest.mark.parametrize("case", functioncases.CASES.values(), ids=functioncases.CASES)
+@few
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_result_is_a_view_only_where_torchs_is_one(case, seed):
+    """Of what others see: a view of an intermediate could not leave the graph, nor be written to once made under no_grad."""
+    call, arrays = case(functioncases.Draw(seed))
+    for a, b in zip(*[[out] if hasattr(out, "shape") else out for out in (made(m, call, arrays) for m in (tg, torch))]):
+        assert a._base is None or b._base is not None
+        if a._base is None:
+            assert a.detach_() is a
+
+
+def made(m, call, arrays):
+    with warnings.catch_warnings(), m.no_grad():
+        warnings.simplefilter("ignore")
+        return call(m, *[m.tensor(a) * 1 for a in arrays])
+
+
 def second(m, call, arrays):
     """The gradient of Σ⟨gradient, cos(gradient's place)⟩ with respect to each input; zeros where there is none."""
     gradients = torch.autograd.grad if m is torch else grad
@@ -436,13 +454,14 @@ def test_slices_with_negative_steps_are_numpys():
     np.testing.assert_array_equal(d.numpy(), [[0, 3, 2], [0, 1, 0]])
 
 
-def test_flip_and_roll_copy():
+@pytest.mark.parametrize("x", [-0.0 * X, X != 0], ids=["-0.0", "bool"])
+def test_flip_and_roll_copy_bit_by_bit(x):
     """In torch they are no views: a later write into the input does not show."""
-    x = tg.tensor(X)
-    flipped, rolled = tg.flip(x, 0), tg.roll(x, 0, 0)
-    x.zero_()
-    assert flipped.numpy().any()
-    assert rolled.numpy().any()
+    t = tg.tensor(x)
+    moved = tg.flip(t, 0), tg.roll(t, 0, 0), tg.roll(t, 1, 0)
+    t.fill_(5)
+    for a, b in zip(moved, (x[::-1], x, np.roll(x, 1, 0))):
+        assert a.numpy().tobytes() == b.tobytes()
 
 
 def test_the_last_value_of_a_repeated_place_stays_and_takes_the_gradient():

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.functions.base import as_tensor, promoted
+from tinygrad_llm.functions.base import as_tensor, no_view, promoted
 from tinygrad_llm.functions.products import matmul
 from tinygrad_llm.functions.reductions import sum
 from tinygrad_llm.functions.shapes import diagonal, permute, reshape
@@ -40,8 +40,10 @@ def einsum(equation: Any, *operands: Any) -> Tensor:
     x, labels = parts[0]
     for i, (y, others) in enumerate(parts[1:], 2):
         x, labels = _product(x, labels, y, others, {*out, *[n for _, later in parts[i:] for n in later]})
+    is_view = len(tensors) == 1 and len(labels) == len(out)  # of the operand, or of its diagonal
     x, labels = _summed(x, labels, out)
-    return permute(x, [labels.index(n) for n in out]) if x.ndim else x
+    x = permute(x, [labels.index(n) for n in out]) if x.ndim else x
+    return x if is_view else no_view(x)
 
 
 def _from_lists(args: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, unwrap_index
-from tinygrad_llm.functions.base import as_tensor, axis_of, spelled
+from tinygrad_llm.functions.base import as_tensor, axis_of, no_view, spelled
 from tinygrad_llm.functions.elementwise import add, broadcast_shape, mul, where
 from tinygrad_llm.functions.shapes import broadcast_to, getitem, reshape
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, shape
@@ -22,10 +22,10 @@ def gather(input: Any, dim: int, index: Any) -> Tensor:
     i = _integers("gather", index)
     if not i.size:
         axis_of("gather", input, dim)
-        return reshape(getitem(reshape(input, -1), slice(0, 0)), i.shape)
+        return no_view(reshape(getitem(reshape(input, -1), slice(0, 0)), i.shape))
     if max(i.ndim, input.ndim) <= 1:  # 0-d counts as one axis of size 1
         input, size, i = reshape(input, -1), i.shape, i.reshape(-1)
-        return reshape(getitem(input, _mesh("gather", input, dim, i)), size)
+        return no_view(reshape(getitem(input, _mesh("gather", input, dim, i)), size))
     return getitem(input, _mesh("gather", input, dim, i))
 
 
@@ -79,7 +79,7 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
         none = getitem(reshape(values, -1), slice(0, 0))
         return add(input, reshape(_placed(none, slice(0, 0), (input.size,)), input.shape))
     if max(values.ndim, i.ndim, input.ndim) == 1 and input.ndim * i.ndim * values.ndim == 0:  # 0-d counts as one axis of size 1
-        return reshape(scatter_add(reshape(input, -1), dim, i.reshape(-1), reshape(values, -1)), input.shape)
+        return no_view(reshape(scatter_add(reshape(input, -1), dim, i.reshape(-1), reshape(values, -1)), input.shape))
     places, size = _mesh("scatter_add", input, dim, i), i.shape
     if values.ndim != len(size) or any(n < m for n, m in zip(values.shape, size)):
         raise ShapeError(f"scatter_add: src: got shape {values.shape}, expected at least that of index, {size}")

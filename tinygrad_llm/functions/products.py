@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply
-from tinygrad_llm.functions.base import as_operand, as_tensor
+from tinygrad_llm.functions.base import as_operand, as_tensor, no_view
 from tinygrad_llm.functions.elementwise import add, mul, where
 from tinygrad_llm.functions.reductions import sum
 from tinygrad_llm.functions.shapes import broadcast_to, reshape
@@ -27,13 +27,13 @@ def matmul(input: Any, other: Any) -> Tensor:
     out = _matmul_matrices(x, y)
     if not (left or right):
         return out
-    return reshape(out, (*out.shape[:-2], *(() if left else out.shape[-2:-1]), *(() if right else out.shape[-1:])))
+    return no_view(reshape(out, (*out.shape[:-2], *(() if left else out.shape[-2:-1]), *(() if right else out.shape[-1:]))))
 
 
 def _matmul_matrices(x: Any, y: Any) -> Tensor:
     """Rows of a batch times one matrix are one product, not one for each member of the batch."""
     if x.ndim > 2 and y.ndim == 2 and x.shape[-1] == y.shape[0] and 0 not in x.shape:
-        return reshape(apply(linalg.matmul, reshape(x, (-1, x.shape[-1])), y), (*x.shape[:-1], y.shape[-1]))
+        return no_view(reshape(apply(linalg.matmul, reshape(x, (-1, x.shape[-1])), y), (*x.shape[:-1], y.shape[-1])))
     return apply(linalg.matmul, x, y)
 
 

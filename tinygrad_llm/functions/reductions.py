@@ -17,6 +17,7 @@ from tinygrad_llm.functions.base import (
     axis_of,
     dims_of,
     floating,
+    no_view,
     numeric,
     only_floats,
     spelled,
@@ -86,7 +87,7 @@ def min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None
 
 def _of_all(op: Op, input: Any, keepdim: bool) -> Tensor:
     x = as_tensor(input)
-    return reshape(apply(op, x), (1,) * x.ndim) if keepdim else apply(op, x)
+    return no_view(reshape(apply(op, x), (1,) * x.ndim)) if keepdim else apply(op, x)
 
 
 def _chosen(name: str, find: Any, input: Any, dim: int, keepdim: bool) -> ValuesIndices:
@@ -98,7 +99,7 @@ def _chosen(name: str, find: Any, input: Any, dim: int, keepdim: bool) -> Values
     _need_elements(name, x, axis)
     at = Tensor.from_array(find(as_values(x), axis, keepdims=True))
     values = take_along_dim(x, at, axis)
-    return ValuesIndices(*[a if keepdim else squeeze(a, axis) for a in (values, at)])
+    return ValuesIndices(*[a if keepdim else no_view(squeeze(a, axis)) for a in (values, at)])
 
 
 def _need_elements(name: str, x: Any, axis: int | None) -> None:
@@ -136,9 +137,9 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: An
     x = summable(input, dtype)
     axis = 0 if dim is None else axis_of("prod", x, dim)
     if dim is None or not x.ndim:
-        return reshape(_halved(reshape(x, -1)), (1,) * x.ndim if keepdim else ())
+        return no_view(reshape(_halved(reshape(x, -1)), (1,) * x.ndim if keepdim else ()))
     out = transpose(_halved(transpose(x, axis, -1)), axis, -1)
-    return out if keepdim else squeeze(out, axis)
+    return no_view(out if keepdim else squeeze(out, axis))
 
 
 def _halved(x: Any) -> Any:
@@ -220,10 +221,10 @@ def along_last(op: Op, input: Any, dim: int) -> Tensor:
     x = only_floats(op.name, as_operand(input))
     at = axis_of(op.name, x, dim)
     if not x.ndim:
-        return reshape(apply(op, reshape(x, (1,))), ())
+        return no_view(reshape(apply(op, reshape(x, (1,))), ()))
     if 0 in x.shape:
         return apply(elementwise.mul, x, 1.0)
-    return apply(op, x) if at == x.ndim - 1 else transpose(apply(op, transpose(x, at, -1)), at, -1)
+    return apply(op, x) if at == x.ndim - 1 else no_view(transpose(apply(op, transpose(x, at, -1)), at, -1))
 
 
 # Norms -------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tinygrad_llm.functions.base import (
     as_tensor,
     axis_of,
     dims_of,
+    no_view,
     result_type,
     spelled,
     to,
@@ -134,15 +135,16 @@ def roll(input: Any, shifts: int | tuple[int, ...], dims: Dim = None) -> Tensor:
     """Elements moved by shifts along dims, those that fall off coming in at the other end; without dims, as if flattened."""
     by = whole_tuple("roll", "shifts", shifts if isinstance(shifts, tuple | list) else (shifts,))
     if (dims is None or dims == ()) and len(by) == 1:
-        return reshape(roll(reshape(input, -1), by, 0), input.shape)
+        return no_view(reshape(roll(reshape(input, -1), by, 0), input.shape))
     along: Any = dims if isinstance(dims, tuple | list) else (dims,)
     if len(by) != len(along) or not by:
         raise ShapeError(f"roll: shifts: got {shifts}, expected one for each of dims = {dims}")
+    x = input
     for shift, dim in zip(by, along):
-        n = input.shape[_split_axis("roll", input, dim)]
+        n = x.shape[_split_axis("roll", x, dim)]
         cut = -shift % max(n, 1)
-        input = cat([narrow(input, dim, cut, n - cut), narrow(input, dim, 0, cut)], dim) if cut else input
-    return input + 0 if input.dtype != np.bool_ else input
+        x = cat([narrow(x, dim, cut, n - cut), narrow(x, dim, 0, cut)], dim) if cut else x
+    return copied(x) if x is input else x
 
 
 # Repeated ----------------------------------------------------------------------------------------------------------------
@@ -178,7 +180,7 @@ def repeat(input: Any, repeats: Any) -> Tensor:
     sizes = (1,) * (len(times) - input.ndim) + input.shape
     single = reshape(input, tuple(n for size in sizes for n in (1, size)))
     wide = broadcast_to(single, tuple(n for pair in zip(times, sizes) for n in pair))
-    return reshape(copied(wide), tuple(n * size for n, size in zip(times, sizes)))
+    return no_view(reshape(copied(wide), tuple(n * size for n, size in zip(times, sizes))))
 
 
 @variadic("dims")

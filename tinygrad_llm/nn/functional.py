@@ -36,7 +36,7 @@ from tinygrad_llm.functions import (
     unsqueeze,
     where,
 )
-from tinygrad_llm.functions.base import only_floats, promoted, whole, whole_tuple
+from tinygrad_llm.functions.base import no_view, only_floats, promoted, whole, whole_tuple
 from tinygrad_llm.functions.elementwise import broadcast_shape
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, linalg, losses, nn
 from tinygrad_llm.ops import attention as attention_ops
@@ -130,7 +130,8 @@ def layer_norm(
     x, rows, shape = _rows("layer_norm", input, normalized_shape)
     if len(shape) == 1:
         return apply(nn.layer_norm, x, weight, bias, eps=eps)
-    return reshape(apply(nn.layer_norm, rows, *[p if p is None else reshape(p, -1) for p in (weight, bias)], eps=eps), x.shape)
+    flat = [p if p is None else reshape(p, -1) for p in (weight, bias)]
+    return no_view(reshape(apply(nn.layer_norm, rows, *flat, eps=eps), x.shape))
 
 
 def rms_norm(input: Any, normalized_shape: int | tuple[int, ...], weight: Any = None, eps: float | None = None) -> Tensor:
@@ -141,7 +142,7 @@ def rms_norm(input: Any, normalized_shape: int | tuple[int, ...], weight: Any = 
         return to(mul(rms_norm(x, shape, None, eps), weight), x.dtype)  # which torch takes, here alone
     if len(shape) == 1:
         return apply(nn.rms_norm, x, weight, eps=eps)
-    return reshape(apply(nn.rms_norm, rows, weight if weight is None else reshape(weight, -1), eps=eps), x.shape)
+    return no_view(reshape(apply(nn.rms_norm, rows, weight if weight is None else reshape(weight, -1), eps=eps), x.shape))
 
 
 def _rows(name: str, input: Any, normalized_shape: int | tuple[int, ...]) -> tuple[Any, Any, tuple[int, ...]]:
@@ -333,7 +334,7 @@ def cross_entropy(
         None if weight is None else as_values(weight), ignore_index=ignored, reduction=reduction,
         label_smoothing=label_smoothing,
     )
-    return reshape(loss, target.shape) if reduction == "none" else loss
+    return no_view(reshape(loss, target.shape)) if reduction == "none" else loss
 
 
 def linear_cross_entropy(
