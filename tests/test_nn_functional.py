@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import tinygrad_llm as tg
 from reference.equivalence import compare_float32, compare_float64
+from reference.neighbours import excused
 from tinygrad_llm.nn import functional as F
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -31,13 +32,21 @@ def results(function, backend, arrays, cotangent, dtype):
 def check(function, *arrays, seed=0):
     """function(F, *tensors) is the same in both libraries."""
     noise = np.random.default_rng(seed + 1).standard_normal(10_000)
+
     def cotangent(shape):
         return noise[: int(np.prod(shape))].reshape(shape)
-    truth, ours = (results(function, b, arrays, cotangent, np.float64) for b in (torch, tg))
-    theirs32, ours32 = (results(function, b, arrays, cotangent, np.float32) for b in (torch, tg))
-    for i, (a, b, c, d) in enumerate(zip(ours, truth, ours32, theirs32)):
-        for row in (compare_float64(a, b, f"result {i}"), compare_float32(c, d, b, f"result {i}")):
-            assert row.passed, str(row)
+
+    def named(backend, arrays, dtype):
+        return {f"result {i}": a for i, a in enumerate(results(function, backend, arrays, cotangent, dtype))}
+
+    def near(moved, dtype):
+        return named(torch, list(moved.values()), np.dtype(dtype))
+
+    truth, ours, theirs32, ours32 = (named(b, arrays, t) for t in (np.float64, np.float32) for b in (torch, tg))
+    assert [str(row) for n in truth if not (row := compare_float64(ours[n], truth[n], n)).passed] == []
+    rows = [compare_float32(ours32[n], theirs32[n], truth[n], n) for n in truth]
+    inputs = {str(i): a for i, a in enumerate(arrays)}
+    assert [str(row) for row in excused(rows, inputs, near, dict.fromkeys(truth, 1.0), {}) if row.failed] == []
 
 
 def draw(seed, *shapes):
