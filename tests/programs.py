@@ -126,8 +126,11 @@ class Program:
         i = self.target(d, target)
         if i is None:
             return
-        spread = self.spread([array(self.torch.pool[i])]) if function_of(name) in KINKED else None
-        plan = [{**self.source(d, a.shape), "copied": function_of(name) in OVERLAPPING} for a in others]
+        spread, plan = None, [{**self.source(d, a.shape), "copied": function_of(name) in OVERLAPPING} for a in others]
+        if function_of(name) in KINKED:
+            with torch.no_grad():
+                spread = self.spread([array(self.torch.pool[i]), *[array(prepared(self.torch, one)) for one in plan]])
+            plan = [{**one, "offset": offset} for one, offset in zip(plan, spread[1:])]
 
         def statement(w):
             with w.recording(recorded):
