@@ -73,6 +73,15 @@ def test_what_a_condition_hides_takes_no_gradient_though_it_be_infinite(name, ar
         np.testing.assert_array_equal(np.signbit(a[b == 0]), np.signbit(b[b == 0]))
 
 
+@dtypes
+@pytest.mark.parametrize("condition", [True, False])
+def test_where_takes_a_condition_that_is_no_array(condition, dtype):
+    _, vjp = REGISTRY["where"](condition, np.ones(2, dtype), np.ones(2, dtype))
+    _, dx, dy = vjp(np.array([2, -3], dtype))
+    np.testing.assert_array_equal(dx, [2, -3] if condition else [0, 0])
+    np.testing.assert_array_equal(dy, [0, 0] if condition else [2, -3])
+
+
 def our_call(op, args, options, dtype, g=None):
     """[output, gradients...] under a cotangent."""
     out, vjp = op(*[np.array(a, dtype) if is_floats(a) else np.array(a) for a in args], **options)

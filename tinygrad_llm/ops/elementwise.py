@@ -181,7 +181,7 @@ def clamp(x: Any, min: float | None = None, max: float | None = None) -> tuple[A
 @op(condition="~B bool", x="~B", y="~B", torch="torch.where(condition, x, y)")
 def where(condition: Any, x: Any, y: Any) -> tuple[Any, Vjp]:
     """x where condition holds, else y.   dx = g where condition,  dy = g where not"""
-    return np.where(condition, x, y), lambda g: (None, _kept(g, condition), _kept(g, ~condition))
+    return np.where(condition, x, y), lambda g: (None, _kept(g, condition), _kept(g, np.logical_not(condition)))
 
 
 @op(x="*B", options={"dtype": (np.float32, np.float64)}, torch="x.to(getattr(torch, np.dtype(dtype).name))")
