@@ -76,6 +76,11 @@ def repeats(a):
     return any(n > 1 and not stride for n, stride in zip(a.shape, a.strides))
 
 
+def is_unchanged(snapshot):
+    """Whether the members of a snapshot have the values that they had."""
+    return all(np.array_equal(a, array(t), equal_nan=True) for t, a in snapshot)
+
+
 class PoolDraw(Draw):
     """Draws whose shapes are often those of members, so that calls find members to work on."""
 
@@ -128,9 +133,7 @@ class Program:
             return
         spread, plan = None, [{**self.source(d, a.shape), "copied": function_of(name) in OVERLAPPING} for a in others]
         if function_of(name) in KINKED:
-            with torch.no_grad():
-                spread = self.spread([array(self.torch.pool[i]), *[array(prepared(self.torch, one)) for one in plan]])
-            plan = [{**one, "offset": offset} for one, offset in zip(plan, spread[1:])]
+            [spread], plan = self.apart(plan, array(self.torch.pool[i]))
 
         def statement(w):
             with w.recording(recorded):
@@ -138,7 +141,7 @@ class Program:
                 if function_of(name) in POSITIVE:
                     x.tanh_().exp_()
                 if spread is not None:
-                    x.add_(w.constant(spread[0]))
+                    x.add_(w.constant(spread))
                 call(Writing(w.m), x, *ys)
             return list(w.pool)
 
@@ -159,10 +162,10 @@ class Program:
 
     def write_repeated(self, name, statement):
         """Into memory that several elements share: torch refuses some functions, and keeps some of what others write."""
-        before = [array(t).copy() for t in self.ours.pool]
+        before = self.snapshot()
         _, error = outcome(statement, self.ours)
         assert isinstance(error, WriteError), f"{self.story()}: {name}: {error}, into memory that several elements share"
-        assert all(np.array_equal(a, array(t), equal_nan=True) for a, t in zip(before, self.ours.pool))
+        assert is_unchanged(before), f"{self.story()}: {name} wrote to a member"
         self.counts["write refused"] += 1
 
     def mixed(self, seed):
@@ -240,12 +243,17 @@ class Program:
         """For each input a member, how it is brought to the input's shape, and what keeps it off kinks."""
         found = [self.source(d, a.shape) for a in arrays]
         if function_of(name) in KINKED:
-            with torch.no_grad():
-                offsets = self.spread([array(prepared(self.torch, one)) for one in found])
-            found = [{**one, "offset": offset} for one, offset in zip(found, offsets)]
+            _, found = self.apart(found)
         if function_of(name) in POSITIVE and found:
             found[0]["positive"] = True
         return found
+
+    def apart(self, plan, *values):
+        """Offsets of the values, and the plan with offsets, that keep all of them off kinks and ties."""
+        with torch.no_grad():
+            offsets = self.spread([*values, *[array(prepared(self.torch, one)) for one in plan]])
+        rest = offsets[len(values) :]
+        return offsets[: len(values)], [{**one, "offset": offset} for one, offset in zip(plan, rest)]
 
     def source(self, d, shape):
         same = [i for i, t in enumerate(self.torch.pool) if tuple(t.shape) == shape]
@@ -325,18 +333,15 @@ class Program:
 
     def both(self, name, statement, writes=False):
         """Run a statement in both and compare. True where one of the two refused it, as it may after writes."""
-        before = [(t, array(t).copy()) for t in self.ours.pool]
+        before = self.snapshot()
         theirs, torch_error = outcome(statement, self.torch)
         if torch_error and writes and "leaf" not in str(torch_error):
-            self.torch = World(torch, np.float64)  # it may have written before it refused
             with quiet():
-                for _, earlier, _ in self.log:
-                    asked(earlier, self.torch)
+                self.torch, _ = self.replayed(torch, np.float64)  # it may have written before it refused
             return True
         ours, error = outcome(statement, self.ours)
         if not writes or error:
-            same = all(np.array_equal(a, array(t), equal_nan=True) for t, a in before)
-            assert same, f"{self.story()}: {name} wrote to a member"
+            assert is_unchanged(before), f"{self.story()}: {name} wrote to a member"
         if torch_error or error:
             return self.refused(name, torch_error, error)
         self.log.append((name, statement, [np.array(a) for a in map(values, theirs)]))
@@ -399,8 +404,16 @@ class Program:
     def again(self, m, dtype, shaken):
         """The results of every statement in other worlds: as many, shaken; or one, where shaken is 0."""
         for seed in range(max(1, shaken)):
-            w = World(m, dtype, np.random.default_rng(seed) if shaken else None)
-            yield [[np.array(values(t)) for t in asked(statement, w)] for _, statement, _ in self.log]
+            yield self.replayed(m, dtype, np.random.default_rng(seed) if shaken else None)[1]
+
+    def replayed(self, m, dtype, shaken=None):
+        """Another world in which every statement was made, and their results."""
+        w = World(m, dtype, shaken)
+        return w, [[np.array(values(t)) for t in asked(statement, w)] for _, statement, _ in self.log]
+
+    def snapshot(self):
+        """Our members, each with a copy of its values."""
+        return [(t, array(t).copy()) for t in self.ours.pool]
 
     def judge_float32(self):
         """The program in float32: every result as near to float64 as torch's, luck apart (its largest error on neighbours)."""

@@ -238,7 +238,6 @@ def nan_with_gaps(x):
     return [out, np.true_divide(np.isnan(y), np.isnan(y)), np.where(np.signbit(y), y, 0)]
 
 
-
 def every_fourth_negated(x):
     """NumPy 2.4 reads neighbours in place of every fourth float where the result of negative has gaps."""
     return [np.negative(np.negative(x)), np.negative(x[::4]) * 2]
