@@ -177,13 +177,31 @@ def test_what_is_no_array_stays_as_it_is():
 
 
 def test_a_tensor_becomes_an_array():
-    t = tensor(A, True)
+    t = tensor(A)
     assert np.asarray(t) is t.numpy()
     assert np.asarray(t, np.float32).dtype == np.float32
     assert not np.shares_memory(np.array(t), t.numpy())
     assert type(np.array([t[0, 0].item()])) is np.ndarray
     with pytest.raises(ValueError, match="copy"):
         np.asarray(t, np.float32, copy=False)
+
+
+@pytest.mark.parametrize("view", [np.asarray, lambda t: t.numpy(), lambda t: (t * 1).numpy()])
+def test_the_array_of_what_requires_grad_may_only_be_read(view):
+    t = tensor(A, True)
+    shown = view(t)
+    np.testing.assert_array_equal(shown, A)
+    with pytest.raises(ValueError, match="read-only"):
+        shown += 1
+    t.detach().numpy()[0, 0] = 7
+    assert t.numpy(force=True)[0, 0] == t.numpy()[0, 0] == 7
+
+
+def test_an_array_that_a_tensor_is_added_to_says_what_to_write_instead():
+    array = A.copy()
+    with pytest.raises(TypeError, match=r"add: out: got ndarray .*use a \+ b"):
+        array += tensor(A)
+    np.testing.assert_array_equal(array, A)
 
 
 def test_an_array_on_the_left_is_no_array_of_objects():

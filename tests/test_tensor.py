@@ -100,7 +100,7 @@ def test_deepcopy_is_a_leaf_of_its_own():
     assert type(y) is Parameter
     assert (y.requires_grad, y.tolist(), y.grad.tolist()) == (True, [1, 1], [2, 2])
     y.grad.numpy()[:] = 5
-    y.numpy()[:] = 5
+    y.detach().numpy()[:] = 5
     assert (x.tolist(), x.grad.tolist()) == ([1, 1], [2, 2])
     with pytest.raises(AutogradError, match=r"deepcopy: got the result of an op"):
         copy.deepcopy(x * 2)

@@ -9,7 +9,9 @@ from tinygrad_llm.autograd import (
     detect_anomaly,
     enable_grad,
     grad,
+    inference_mode,
     is_grad_enabled,
+    is_inference_mode_enabled,
     no_grad,
     set_grad_enabled,
 )
@@ -18,7 +20,8 @@ from tinygrad_llm.functions import __all__ as _functions
 from tinygrad_llm.model import Transformer, TransformerConfig
 
 __all__ = [
-    "AnomalyError", "AutogradError", "Tensor", "Transformer", "TransformerConfig", "__version__", "autograd", "detect_anomaly",
-    "enable_grad", "func", "functions", "grad", "is_grad_enabled", "nn", "no_grad", "ops", "optim", "set_grad_enabled",
+    "AnomalyError", "AutogradError", "Tensor", "Transformer", "TransformerConfig", "__version__", "autograd",
+    "detect_anomaly", "enable_grad", "func", "functions", "grad", "inference_mode", "is_grad_enabled",
+    "is_inference_mode_enabled", "nn", "no_grad", "ops", "optim", "set_grad_enabled",
     *_functions,
 ]

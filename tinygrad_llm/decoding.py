@@ -73,11 +73,13 @@ class Decoder:
         if isinstance(batch, bool) or not isinstance(batch, int | np.integer) or batch < 1:
             raise ValueError(f"batch: got {batch!r}, expected an integer >= 1")
         self.config, self.cache = model.config, KVCache(model.config, batch, model.dtype)
-        self._model, self._versions = model, [p._version for p in model.parameters()]
+        self._model = model
         self._take_weights()
 
     def _take_weights(self) -> None:
-        model, self._writes = self._model, self._count_writes()
+        model = self._model
+        self._versions = [p._counter for p in model.parameters()]
+        self._writes = self._count_writes()
         self._tokens = _embedding("tok_embed", model.tok_embed)
         learned = self.config.positions == "learned"
         self._positions = _embedding("pos_embed", model.pos_embed) if learned else model._sinusoids

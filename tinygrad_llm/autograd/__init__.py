@@ -1,28 +1,33 @@
 """The engine: tensors that remember how they were made, and reverse mode over what they remember."""
 
-from tinygrad_llm.autograd import functional
+from tinygrad_llm.autograd import functional, graph
 from tinygrad_llm.autograd.backward import backward, grad
 from tinygrad_llm.autograd.checking import GradcheckError, InconclusiveError, Verdict, gradcheck, gradgradcheck
 from tinygrad_llm.autograd.checkpointing import checkpoint
-from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node, WriteError, saved_arrays
+from tinygrad_llm.autograd.errors import AnomalyError, AutogradError, InferenceError, WriteError
+from tinygrad_llm.autograd.function import Function, FunctionCtx, once_differentiable
+from tinygrad_llm.autograd.graph import Node, saved_arrays
 from tinygrad_llm.autograd.hooks import RemovableHandle
 from tinygrad_llm.autograd.modes import (
     detect_anomaly,
     enable_grad,
+    inference_mode,
     is_anomaly_check_nan_enabled,
     is_anomaly_enabled,
     is_grad_enabled,
+    is_inference_mode_enabled,
     no_grad,
     set_detect_anomaly,
     set_grad_enabled,
 )
-from tinygrad_llm.autograd.tensor import NUMPY, Tensor, apply, as_array, unwrap_index
+from tinygrad_llm.autograd.tensor import NUMPY, Tensor, apply, as_array, tensors_of, unwrap_index
 from tinygrad_llm.autograd.writes import inplace
 
 __all__ = [
-    "NUMPY", "AnomalyError", "AutogradError", "GradcheckError", "InconclusiveError", "Node", "RemovableHandle", "Tensor",
-    "Verdict", "WriteError", "apply", "as_array", "backward", "checkpoint", "detect_anomaly", "enable_grad",
-    "functional", "grad", "gradcheck", "gradgradcheck", "inplace", "is_anomaly_check_nan_enabled",
-    "is_anomaly_enabled", "is_grad_enabled", "no_grad", "saved_arrays", "set_detect_anomaly", "set_grad_enabled",
-    "unwrap_index",
+    "NUMPY", "AnomalyError", "AutogradError", "Function", "FunctionCtx", "GradcheckError", "InconclusiveError",
+    "InferenceError", "Node", "RemovableHandle", "Tensor", "Verdict", "WriteError", "apply", "as_array", "backward",
+    "checkpoint", "detect_anomaly", "enable_grad", "functional", "grad", "gradcheck", "gradgradcheck", "graph",
+    "inference_mode", "inplace", "is_anomaly_check_nan_enabled", "is_anomaly_enabled", "is_grad_enabled",
+    "is_inference_mode_enabled", "no_grad", "once_differentiable", "saved_arrays", "set_detect_anomaly", "set_grad_enabled",
+    "tensors_of", "unwrap_index",
 ]

@@ -7,14 +7,18 @@ long as it waits for its node and popped when the node consumes it; no tensor bu
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Iterable, Sequence
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinygrad_llm.allocator import keep_freed
-from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node
-from tinygrad_llm.autograd.hooks import run_hooks
+from tinygrad_llm.autograd.errors import AnomalyError, AutogradError
+from tinygrad_llm.autograd.graph import AccumulateGrad, GradientEdge, Node
+from tinygrad_llm.autograd.hooks import run_accumulated, run_hooks, run_node_hooks, walks
+from tinygrad_llm.autograd.leaves import accumulate, copied
 from tinygrad_llm.autograd.modes import is_anomaly_check_nan_enabled, set_grad_enabled
 from tinygrad_llm.ops import Op
 from tinygrad_llm.ops.opaque import as_values
@@ -31,6 +35,9 @@ def backward(
     be results of ops too. torch.autograd.backward's arguments; see Tensor.backward."""
     tensors = _as_list(tensors, 1)
     gradients, wanted = _as_list(grad_tensors, len(tensors)), _as_list(inputs, 0)
+    if create_graph:
+        warnings.warn("backward: create_graph=True puts the graph into .grad, and the graph holds the leaf: set .grad to None "
+                      "to free their memory, or use autograd.grad(), which makes no such cycle", UserWarning, stacklevel=3)
     if inputs is not None and not wanted:
         raise AutogradError("backward: inputs: got none, expected at least one tensor, or None for every leaf")
     _check_inputs("backward", wanted)
@@ -38,8 +45,9 @@ def backward(
     with set_grad_enabled(create_graph):
         for place, gradient, owned in _walk(tensors, gradients, list(holders), retain_graph, create_graph):
             holder = holders.get(id(place), place)
-            if not holder.retains_grad:  # or it has it already
-                _accumulate(holder, gradient, owned, create_graph)
+            if holder.requires_grad and not holder.retains_grad:  # or it has it already
+                accumulate(holder, gradient, owned, create_graph)
+                run_accumulated(holder)
 
 
 def grad(
@@ -50,47 +58,63 @@ def grad(
     """The gradients of Σ⟨grad_output, output⟩ with respect to inputs, leaves or not, without touching `.grad`.
 
     Shapes are those of the inputs. torch.autograd.grad's arguments: an input that the outputs do not depend on gives None
-    where allow_unused, zeros where materialize_grads. Errors: AutogradError for such an input otherwise.
+    where allow_unused, zeros where materialize_grads. Errors: AutogradError for such an input otherwise, and for no inputs.
     """
     outputs, inputs = _as_list(outputs, 1), _as_list(inputs, 1)
+    if not inputs:
+        raise AutogradError("grad: inputs: got none, expected at least one tensor")
+    if materialize_grads and allow_unused is False:
+        raise ValueError("grad: allow_unused: got False together with materialize_grads=True, expected True or None")
     _check_inputs("grad", inputs)
     found = gradients_at(outputs, _as_list(grad_outputs, len(outputs)), [_place(x) for x in inputs], retain_graph, create_graph)
     for i, g in enumerate(found):
         if g is None and not (materialize_grads if allow_unused is None else allow_unused):
             raise AutogradError(f"grad: inputs[{i}]: got a tensor that the outputs do not depend on, expected one they do "
                                 "(or allow_unused=True)")
-    zeros = [np.zeros(x.shape, x.dtype) if g is None and materialize_grads else g for g, x in zip(found, inputs)]
-    return tuple([_as_tensor(g, x) for g, x in zip(zeros, inputs)])
+    return tuple([_zeros(x, create_graph) if g is None and materialize_grads else _as_tensor(g, outputs[0])
+                  for g, x in zip(found, inputs)])
+
+
+def _zeros(like: Tensor, requires_grad: bool) -> Tensor:
+    return like.wrap(np.zeros(like.shape, like.dtype)).requires_grad_(requires_grad)
 
 
 def gradients_at(
     outputs: Sequence[Tensor], gradients: Sequence[Any], places: Sequence[Any], retain_graph: bool | None,
-    create_graph: bool, beyond: bool = True,
+    create_graph: bool, beyond: bool = True, silent: Collection[Any] = (),
 ) -> list[Any]:
-    """The gradients that arrive at places (nodes or leaves), the caller's own; None where nothing does."""
+    """The gradients that arrive at places (nodes or leaves), the caller's own; None where nothing does.
+
+    silent     places whose hooks do not run: an outer walk will bring them the whole gradient
+    """
     if not places:
         return []
     with set_grad_enabled(create_graph):
-        walked = _walk(outputs, gradients, [id(p) for p in places], retain_graph, create_graph, beyond)
-    reached = {id(place): g if owned or create_graph else _copied(g) for place, g, owned in walked}
+        quiet = {id(p) for p in silent}
+        walked = _walk(outputs, gradients, [id(p) for p in places], retain_graph, create_graph, beyond, quiet)
+    reached = {id(place): g if owned or create_graph else copied(g) for place, g, owned in walked}
     return [reached.get(id(place)) for place in places]
 
 
-def _check_inputs(who: str, inputs: Sequence[Tensor]) -> None:
+def _check_inputs(who: str, inputs: Sequence[Any]) -> None:
     for i, x in enumerate(inputs):
+        if not hasattr(x, "requires_grad"):
+            raise TypeError(f"{who}: inputs[{i}]: got a {type(x).__name__}, expected a tensor")
         if not x.requires_grad:
             raise AutogradError(f"{who}: inputs[{i}]: got a tensor that does not require grad, expected one that does")
 
 
 def _walk(
     tensors: Sequence[Tensor], gradients: Sequence[Any], inputs: Sequence[int], retain_graph: bool | None,
-    create_graph: bool, beyond: bool = True,
+    create_graph: bool, beyond: bool = True, silent: Collection[int] = (),
 ) -> list[tuple[Any, Any, bool]]:
     """Send cotangents back to the leaves, or to the places with the ids `inputs`, where given; list (leaf or node,
-    gradient, whether it is ours).
+    gradient, whether it is ours). Of the nodes that have their whole cotangent, the one that was made last goes first.
 
     An input may lie upstream of another, so the walk goes on beyond the inputs, unless told that none does.
     """
+    if not tensors:
+        return []
     keep_freed()
     if len(gradients) != len(tensors):
         raise AutogradError(f"grad_outputs: got {len(gradients)}, expected {len(tensors)}, one for each output")
@@ -101,28 +125,43 @@ def _walk(
         table.add(_place(tensor), _first_cotangent(i, tensor, gradient, create_graph), owned=False)
     roots = _unique([_place(t) for t in tensors])
     waiting = _count_uses(roots, targets, beyond)
-    ready = [place for place in roots if waiting.get(id(place)) == 0]
+    leaves: list[Any] = []
+    ready: list[tuple[int, Any]] = []
+    for place in roots:
+        if waiting.get(id(place)) == 0:
+            _make_ready(place, leaves, ready)
     results = []
-    while ready:
-        place = ready.pop()
-        gradient, owned = table.pop(place)
-        if gradient is not None and place._hooks is not None:
-            gradient, owned = run_hooks(place, gradient, tensors[0].wrap), False
-        if gradient is not None and (id(place) in targets if inputs else not isinstance(place, Node)):
-            results.append((place, gradient, owned))
-        parents = [p for p in place.parents if id(p) in waiting] if isinstance(place, Node) else []
-        if not parents or (id(place) in targets and not beyond):
-            continue
-        _push(place, gradient, table, create_graph)
-        if not retain:
-            place.release()
-        leaves: list[Any] = []
-        for parent in parents:
-            waiting[id(parent)] -= 1
-            if waiting[id(parent)] == 0:
-                (ready if isinstance(parent, Node) else leaves).append(parent)
-        ready += leaves[::-1]  # before all nodes, in their order: so torch calls their hooks
+    wrap = next(t.wrap for t in (*tensors, *gradients) if hasattr(t, "wrap"))
+    before, walks.now = walks.now, waiting
+    try:
+        while leaves or ready:
+            place = leaves.pop() if leaves else heappop(ready)[1]
+            gradient, owned = table.pop(place)
+            if gradient is not None and place._hooks is not None and id(place) not in silent:
+                gradient, owned = run_hooks(place, gradient, wrap), False
+            if gradient is not None and (id(place) in targets if inputs else not isinstance(place, Node)):
+                results.append((place, gradient, owned))
+            parents = [p for p in place.parents if id(p) in waiting] if isinstance(place, Node) else []
+            if not parents or (id(place) in targets and not beyond):
+                continue
+            _push(place, gradient, table, create_graph, wrap)
+            if not retain:
+                place.release()
+            for parent in parents:
+                waiting[id(parent)] -= 1
+                if waiting[id(parent)] == 0:
+                    _make_ready(parent, leaves, ready)
+            leaves.reverse()  # before all nodes, in their order: so torch calls their hooks
+    finally:
+        walks.now = before
     return results
+
+
+def _make_ready(place: Any, leaves: list[Any], nodes: list[tuple[int, Any]]) -> None:
+    if isinstance(place, Node):
+        heappush(nodes, (-place.number, place))
+    else:
+        leaves.append(place)
 
 
 class _Cotangents:
@@ -147,7 +186,7 @@ class _Cotangents:
         return self.slots.pop(id(place), (None, False))
 
 
-def _push(node: Node, gradient: Any, table: _Cotangents, create_graph: bool) -> None:
+def _push(node: Node, gradient: Any, table: _Cotangents, create_graph: bool, wrap: Any) -> None:
     """Call a node's vjp and hand each gradient to the parent that it belongs to."""
     if gradient is None:
         return
@@ -158,6 +197,8 @@ def _push(node: Node, gradient: Any, table: _Cotangents, create_graph: bool) -> 
         )
     node.check_saved(runs_again=create_graph)
     gradients = _differentiable_vjp(node, gradient) if create_graph else node.vjp(gradient)
+    if node._hooks is not None and node._hooks.passed:
+        gradients = run_node_hooks(node, gradients, gradient, wrap)
     seen: list[Any] = [gradient]
     for i, (parent, g) in enumerate(zip(node.parents, gradients)):
         if parent is None or g is None:
@@ -181,11 +222,24 @@ def _differentiable_vjp(node: Node, gradient: Tensor) -> tuple[Any, ...]:
     does so through its definition in primitives.
     """
     assert node.vjp is not None
+    if node.op.kinked:
+        return tuple([_at_kinks(p, g, gradient) for p, g in zip(node.parents, node.vjp(gradient))])
     if node.inputs is None:
         return node.vjp(gradient)
     if node.op.definition is None:
         return node.op(*node.inputs, **node.options)[1](gradient)
     return _through_definition(node.op, node.inputs, node.options, gradient)
+
+
+def _at_kinks(parent: Any, g: Any, like: Tensor) -> Any:
+    """g as a function of what is upstream of parent as well: the slope is 0, and it is no error to ask for it."""
+    if parent is None or g is None:
+        return g
+    out = like.wrap(as_values(g))
+    node = Node(_KINKED, lambda h: (h, np.zeros(h.shape, h.dtype)), (g,), {}, out)
+    node.parents = (*node.parents, parent)
+    out._node, out._requires_grad = node, True
+    return out
 
 
 def _through_definition(op: Op, inputs: tuple[Any, ...], options: dict[str, Any], gradient: Tensor) -> tuple[Any, ...]:
@@ -204,6 +258,7 @@ def _defaults(op: Op) -> dict[str, Any]:
     return {name: parameters[name].default for name in op.options}
 
 
+_KINKED = Op("kinked", lambda x: (x, lambda g: (g,)), (), {}, "x", variadic=True)
 _identity = Op("identity", lambda x: (x, lambda g: (g,)), (), {}, "x", variadic=True)
 
 
@@ -213,14 +268,21 @@ def _check_fits(node: Node, i: int, parent: Any, g: Any) -> None:
             f"{node.op.name}: the gradient of argument {i} has shape {g.shape} and dtype {g.dtype}, "
             f"expected {parent.shape} and {parent.dtype}"
         )
-    if is_anomaly_check_nan_enabled() and not np.isfinite(np.asarray(g)).all():
+    if is_anomaly_check_nan_enabled() and g.dtype is not None and not np.isfinite(np.asarray(g)).all():
         what = "nan" if np.isnan(np.asarray(g)).any() else "inf"
         where = f"called at {node.line}" if node.line else "outside of detect_anomaly(), so that its line is not known"
         raise AnomalyError(f"backward of {node.op.name} gave {what} for argument {i}; its forward was {where}")
 
 
-def _place(tensor: Tensor) -> Any:
-    return tensor._node or tensor
+def _place(tensor: Any) -> Any:
+    return tensor if isinstance(tensor, Node) else tensor._node or tensor
+
+
+def _at_edge(x: Any) -> Any:
+    """A tensor as it is; of an edge the node, or the leaf."""
+    if not isinstance(x, GradientEdge):
+        return x
+    return x.node.variable if isinstance(x.node, AccumulateGrad) else x.node
 
 
 def _unique(places: Sequence[Any]) -> list[Any]:
@@ -257,11 +319,13 @@ def _downstream(places: set[int], users: dict[int, list[Node]]) -> set[int]:
     return found
 
 
-def _first_cotangent(i: int, tensor: Tensor, gradient: Any, create_graph: bool) -> Any:
+def _first_cotangent(i: int, tensor: Any, gradient: Any, create_graph: bool) -> Any:
+    if not hasattr(tensor, "requires_grad"):
+        raise TypeError(f"backward: tensors[{i}]: got a {type(tensor).__name__}, expected a tensor")
     if not tensor.requires_grad:
         raise AutogradError("backward: got a tensor that does not require grad, expected one made from a tensor that does")
     if gradient is None:
-        if tensor.size != 1:
+        if isinstance(tensor, Node) or tensor.size != 1:
             raise AutogradError(f"backward: gradient: got None for a tensor of shape {tensor.shape}, expected a gradient "
                                 "of that shape (it is implied for a single element only)")
         gradient = np.ones(tensor.shape, tensor.dtype)
@@ -280,24 +344,9 @@ def _as_tensor(g: Any, like: Tensor) -> Any:
     return g if g is None or hasattr(g, "requires_grad") else like.wrap(as_values(g))
 
 
-def _copied(g: Any) -> Any:
-    return np.copy(g) if hasattr(g, "__record_call__") else np.array(g)
-
-
-def _as_list(gradients: Any, n: int) -> list[Any]:
-    if gradients is None:
+def _as_list(values: Any, n: int) -> list[Any]:
+    """A tensor, or several in any iterable, as a list; None as often as it is meant."""
+    if values is None:
         return [None] * n
-    if isinstance(gradients, tuple | list):
-        return list(gradients)
-    return [gradients]
-
-
-def _accumulate(leaf: Tensor, gradient: Any, owned: bool, create_graph: bool) -> None:
-    """leaf.grad + gradient. A gradient that something else may hold is copied; nothing is added to in place."""
-    if leaf.grad is not None:
-        gradient = (leaf.grad if create_graph else leaf.grad._array) + gradient
-    elif create_graph:
-        gradient = gradient + 0
-    elif not owned:
-        gradient = _copied(gradient)
-    leaf.grad = _as_tensor(gradient, leaf)
+    several = isinstance(values, Iterable) and not isinstance(values, GradientEdge) and not hasattr(values, "dtype")
+    return [_at_edge(v) for v in values] if several else [_at_edge(values)]

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 
 from tinygrad_llm.autograd.backward import gradients_at
-from tinygrad_llm.autograd.graph import AutogradError, Node
+from tinygrad_llm.autograd.errors import AutogradError
+from tinygrad_llm.autograd.graph import Node
 from tinygrad_llm.autograd.modes import enable_grad, is_grad_enabled
+from tinygrad_llm.autograd.several import node_of_call
 from tinygrad_llm.autograd.tensor import Tensor
 from tinygrad_llm.autograd.trees import flatten
 from tinygrad_llm.ops import Op
@@ -19,52 +21,72 @@ from tinygrad_llm.ops import Op
 _OP = Op("checkpoint", lambda *x: (x, lambda g: g), (), {}, "torch.utils.checkpoint.checkpoint", variadic=True)
 
 
+def noop_context_fn() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Contexts that do nothing, for the first run of a checkpointed function and for the others."""
+    return nullcontext(), nullcontext()
+
+
 def checkpoint(
-    function: Callable[..., Any], *args: Any, preserve_rng_state: bool = True, determinism_check: str = "default",
+    function: Callable[..., Any], *args: Any, use_reentrant: bool | None = None,
+    context_fn: Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]] = noop_context_fn,
+    determinism_check: str = "default", debug: bool = False, early_stop: bool = True, preserve_rng_state: bool = True,
     generators: Iterable[np.random.Generator] = (), **kwargs: Any,
 ) -> Any:
     """function(*args, **kwargs), of which the graph holds the inputs only: backward runs it again.
 
     What the function closes over (parameters) gets its gradient too, and derivatives of any order are right.
-    preserve_rng_state   NumPy generators among the arguments, and those in `generators`, draw again what they drew
+    context_fn           makes two contexts: the function's first run is inside one, those of backward inside the other
     determinism_check    "default": backward compares what the function gives then with what it gave, bit by bit; "none"
+    preserve_rng_state   NumPy generators among the arguments, and those in `generators`, draw again what they drew
+    use_reentrant, debug, early_stop   torch's switches, which change no result here: there is one form, the non-reentrant
 
-    torch.utils.checkpoint, its non-reentrant form. Chen et al. 2016, arXiv:1604.06174. Errors: TypeError for an output that
-    holds no tensor, AutogradError in backward where the function gave something else the second time.
+    torch.utils.checkpoint. Chen et al. 2016, arXiv:1604.06174. Errors: TypeError for an output that holds no tensor,
+    AutogradError in backward where the function gave something else the second time.
     """
     if determinism_check not in ("default", "none"):
         raise ValueError(f"checkpoint: determinism_check: got {determinism_check!r}, expected 'default' or 'none'")
-    if not is_grad_enabled():
-        return function(*args, **kwargs)
-    leaves, rebuild = flatten((args, kwargs))
-    drawn = [g for g in (*leaves, *generators) if isinstance(g, np.random.Generator)] if preserve_rng_state else []
-    segment = _Segment(function, leaves, rebuild, drawn, determinism_check == "default")
-    return segment.run()
+    first, again = context_fn()
+    with first:
+        if not is_grad_enabled():
+            return function(*args, **kwargs)
+        leaves, rebuild = flatten((args, kwargs))
+        drawn = [g for g in (*leaves, *generators) if isinstance(g, np.random.Generator)] if preserve_rng_state else []
+        return _Segment(function, leaves, rebuild, drawn, determinism_check == "default", again).run()
 
 
 class _Segment:
     """One checkpointed call: its inputs, the states of its generators, and what it gave."""
 
-    def __init__(self, function: Any, leaves: list[Any], rebuild: Any, drawn: list[Any], compare: bool) -> None:
+    def __init__(
+        self, function: Any, leaves: list[Any], rebuild: Any, drawn: list[Any], compare: bool, again: Any
+    ) -> None:
         self.function, self.leaves, self.rebuild, self.drawn, self.compare = function, leaves, rebuild, drawn, compare
+        self.again = again
         self.states = [g.bit_generator.state for g in drawn]
-        self.given = [(x._version, x._version.count) for x in leaves if isinstance(x, Tensor)]
+        self.given = [(x._counter, x._counter.count) for x in leaves if isinstance(x, Tensor)]
 
     def run(self) -> Any:
         """The outputs, with nodes that remember this segment in place of the graph."""
         started = _now()
         out, inside, inputs = self._call()
         tensors, rebuild = flatten(out)
-        wanted = [t for t in tensors if isinstance(t, Tensor) and t._requires_grad]
+        wanted = _recorded(tensors)
         if not any(isinstance(t, Tensor) for t in tensors):
             raise TypeError(f"checkpoint: function: got an output of {type(out).__name__}, expected tensors")
         places = _outside(wanted, inside, started)
-        self.given += [(p._version, p._version.count) for p in places if isinstance(p, Tensor)]
+        self.given += [(p._counter, p._counter.count) for p in places if isinstance(p, Tensor)]
         self.prints = [_print(t) for t in wanted]
-        hub = _Hub(self, places, wanted)
-        node = hub.node(inputs)
-        made = {id(t): hub.output(node, i, t) for i, t in enumerate(wanted)}
+        made = {id(t): self._own(t) for t in wanted}
+        if made:
+            parents = [*[x._node or x for x in inputs], *places]
+            node = node_of_call("checkpoint", parents, lambda g: self.pull(g, places), list(made.values()))
+            node.saved = tuple(self.given)
         return rebuild([made.get(id(t), t) for t in tensors])
+
+    def _own(self, tensor: Tensor) -> Tensor:
+        """An output outside of the graph that it was made in; in memory of its own where it showed that of something else."""
+        shared = tensor._base is not None or any(tensor._counter is version for version, _ in self.given)
+        return Tensor.wrap(tensor._array.copy() if shared else tensor._array)
 
     def _call(self, link: bool = False) -> tuple[Any, list[Tensor], list[Any]]:
         """(output, what stands for the inputs that require grad, those inputs). link: the first are made of the second."""
@@ -75,62 +97,27 @@ class _Segment:
             args, kwargs = self.rebuild([stands.get(id(x), x) for x in self.leaves])
             return self.function(*args, **kwargs), inside, originals
 
-    def pull(self, cotangents: Sequence[Any], places: Sequence[Any], create_graph: bool) -> list[Any]:
-        """The gradients of the inputs and of what the function closes over, from a second run."""
-        with _replayed(self.drawn, self.states):
+    def pull(self, cotangents: Sequence[Any], places: Sequence[Any]) -> list[Any]:
+        """The gradients of the inputs and of what the function closes over, from a second run.
+
+        Hooks of places do not run here: backward brings each its whole gradient, of which this is a part.
+        """
+        create_graph = any(isinstance(c, Tensor) for c in cotangents)
+        with _replayed(self.drawn, self.states), self.again:
             out, inside, _ = self._call(link=create_graph)
-        wanted = [t for t in flatten(out)[0] if isinstance(t, Tensor) and t._requires_grad]
+        wanted = _recorded(flatten(out)[0])
         if len(wanted) != len(cotangents) or (self.compare and [_print(t) for t in wanted] != self.prints):
             raise AutogradError("checkpoint: got other values from the second run of the function, expected the same; pass the "
                                 "generators that it draws from (generators=), and change nothing that it reads")
         pairs = [(t, c) for t, c in zip(wanted, cotangents) if c is not None]
         ends = [x._node or x for x in inside] + list(places)
-        return gradients_at([t for t, _ in pairs], [c for _, c in pairs], ends, create_graph, create_graph, beyond=False)
+        return gradients_at([t for t, _ in pairs], [c for _, c in pairs], ends, create_graph, create_graph, beyond=False,
+                            silent=places)
 
 
-class _Hub:
-    """The nodes of one segment: its own takes one flat cotangent, of which each output's node fills a part.
-
-    It does not hold the segment's node, whose vjp holds it: a graph has no cycles.
-    """
-
-    def __init__(self, segment: _Segment, places: list[Any], outputs: list[Tensor]) -> None:
-        self.segment, self.places, self.shapes = segment, places, [t.shape for t in outputs]
-        self.dtype = outputs[0].dtype if outputs else np.dtype(np.float32)
-        if any(t.dtype != self.dtype for t in outputs):
-            raise TypeError(f"checkpoint: function: got outputs of {[str(t.dtype) for t in outputs]}, expected one dtype")
-        self.ends = np.cumsum([0, *[t.size for t in outputs]]).tolist()
-
-    def node(self, inputs: list[Tensor]) -> Node:
-        """The node of the segment: its parents are the inputs and what the function closes over."""
-        node = _node(self._pull, (), np.empty(self.ends[-1], self.dtype))
-        node.parents = (*[x._node or x for x in inputs], *self.places)
-        node.saved = tuple(self.segment.given)
-        return node
-
-    def output(self, node: Node, i: int, tensor: Tensor) -> Tensor:
-        """The i-th output; in memory of its own where it showed that of an input or of another output."""
-        n, start, end = self.ends[-1], self.ends[i], self.ends[i + 1]
-
-        def vjp(g: Any) -> tuple[Any]:
-            flat = np.reshape(g, (-1,))
-            parts = [np.zeros(start, g.dtype), flat, np.zeros(n - end, g.dtype)]
-            return (flat if end - start == n else np.concatenate(parts),)
-
-        shared = tensor._base is not None or any(tensor._version is version for version, _ in self.segment.given)
-        out = Tensor.wrap(tensor._array.copy() if shared else tensor._array)
-        out._node, out._requires_grad = _node(vjp, (), out), True
-        out._node.parents = (node,)
-        return out
-
-    def _pull(self, g: Any) -> tuple[Any, ...]:
-        create_graph = isinstance(g, Tensor)
-        pieces = [np.reshape(g[a:b], s) for a, b, s in zip(self.ends, self.ends[1:], self.shapes)]
-        return tuple(self.segment.pull(pieces, self.places, create_graph))
-
-
-def _node(vjp: Any, args: tuple[Any, ...], out: Any) -> Node:
-    return Node(_OP, vjp, args, {}, out)
+def _recorded(outputs: Iterable[Any]) -> list[Tensor]:
+    """The outputs that require grad, each once."""
+    return list({id(t): t for t in outputs if isinstance(t, Tensor) and t._requires_grad}.values())
 
 
 def _now() -> int:

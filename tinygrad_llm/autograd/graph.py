@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinygrad_llm.autograd.errors import AnomalyError, AutogradError, InferenceError, WriteError
+from tinygrad_llm.autograd.hooks import Hooks, MultiGradHook, RemovableHandle, hooks_of
 from tinygrad_llm.autograd.modes import calling_line, is_anomaly_enabled
 from tinygrad_llm.ops import Op, Vjp
+from tinygrad_llm.ops.closures import Each, saved_arrays
 
-if TYPE_CHECKING:
-    from tinygrad_llm.autograd.hooks import Hooks
+__all__ = [
+    "AccumulateGrad", "AnomalyError", "AutogradError", "GradientEdge", "InferenceError", "Node", "Unwatched", "Version",
+    "WriteError", "get_gradient_edge", "increment_version", "register_multi_grad_hook", "root", "saved_arrays",
+]
 
 _NUMBERS = itertools.count()
-
-
-class AutogradError(RuntimeError):
-    """The graph cannot do what was asked of it."""
-
-
-class AnomalyError(AutogradError):
-    """A NaN or an infinity appeared while detect_anomaly() was on."""
-
-
-class WriteError(AutogradError, ValueError):
-    """A write into a tensor that no gradient could follow, or whose memory cannot be written to."""
 
 
 class Version:
@@ -38,33 +31,78 @@ class Version:
         self.count = 0
 
 
+class Unwatched(Version):
+    """The version of an inference tensor, whose writes nobody counts: no graph may need its values."""
+
+    __slots__ = ()
+
+
 class Node:
     """One application of an op: who made its inputs (parents) and how a cotangent goes back to them (vjp).
 
     It never holds its own output, so that a dropped loss frees its whole graph by reference counting. It holds its
     inputs only where a gradient could depend on them, for create_graph. Shape and dtype are those of the output.
-    A node has a higher number than all that were made before it.
+    A node has a higher number than all that were made before it, so that its parents have lower ones.
+
+    watched    tensors that decide where a gradient goes: indices, masks and targets, also those that a copy was made of
     """
 
-    __slots__ = ("_hooks", "dtype", "given", "inputs", "line", "number", "op", "options", "parents", "saved", "shape", "vjp")
+    __slots__ = ("__weakref__", "_hooks", "dtype", "freed", "given", "inputs", "kept", "line", "number", "op", "options",
+                 "parents", "saved", "shape", "vjp")
 
     _hooks: Hooks | None
+    freed: Callable[[], None]  # of a Function: what else is to be let go
+    requires_grad = True
 
-    def __init__(self, op: Op, vjp: Vjp, args: tuple[Any, ...], options: dict[str, Any], out: Any) -> None:
+    def __init__(
+        self, op: Op, vjp: Vjp, args: tuple[Any, ...], options: dict[str, Any], out: Any, watched: tuple[Any, ...] = ()
+    ) -> None:
         self.op = op
-        self.vjp: Vjp | None = vjp
         self.parents = tuple([_parent(a) for a in args])
+        vjp = vjp.only(self.parents) if isinstance(vjp, Each) else vjp
+        self.vjp: Vjp | None = vjp
         self.options = options
         self.shape, self.dtype = out.shape, out.dtype
-        saved = list(saved_arrays(vjp))
-        self.inputs: tuple[Any, ...] | None = args if any(a.dtype.kind == "f" for a in saved) else None
-        self.saved = _versions(saved, (*args, out))
-        self.given = tuple([(a._version, a._version.count) for a in self.inputs or () if hasattr(a, "_version")])
+        saved = saved_arrays(vjp)
+        self.kept = bool(saved)
+        roots = {id(root(a)) for a in saved if isinstance(a, np.ndarray)}
+        self.saved = _versions(roots, (*args, out)) + tuple([(t._counter, t._counter.count) for t in watched])
+        self.inputs: tuple[Any, ...] | None = None
+        if any(a.dtype.kind == "f" for a in saved):
+            self.inputs = _needed(args, roots, out) if isinstance(vjp, Each) and roots else args
+        self.given = tuple([(a._counter, a._counter.count) for a in self.inputs or () if hasattr(a, "_counter")])
         self.line = calling_line() if is_anomaly_enabled() else None
         self.number, self._hooks = next(_NUMBERS), None
 
     def __repr__(self) -> str:
         return f"<{self.op.name} {self.shape}>"
+
+    def name(self) -> str:
+        """The op as torch would call its node: MulBackward0, and SquareBackward of a Function named Square."""
+        if self.op.torch == self.op.name:
+            return f"{self.op.name}Backward"
+        return "".join([part.capitalize() for part in self.op.name.split("_")]) + "Backward0"
+
+    @property
+    def next_functions(self) -> tuple[tuple[Node | AccumulateGrad | None, int], ...]:
+        """(node, 0) of each argument: AccumulateGrad for a leaf, None where no gradient goes."""
+        return tuple([(p if p is None or isinstance(p, Node) else AccumulateGrad(p), 0) for p in self.parents])
+
+    def register_prehook(self, hook: Callable[[tuple[Any, ...]], Any]) -> RemovableHandle:
+        """Call hook((gradient,)) before the vjp; a tuple that it returns replaces the gradient."""
+        return RemovableHandle(hooks_of(self).calls, lambda g: (hook((g,)) or (None,))[0])
+
+    def register_hook(self, hook: Callable[[tuple[Any, ...], tuple[Any, ...]], Any]) -> RemovableHandle:
+        """Call hook(gradients of the arguments, (gradient,)) after the vjp; a tuple that it returns replaces the first."""
+        return RemovableHandle(hooks_of(self).passed, hook)
+
+    def __call__(self, gradient: Any) -> Any:
+        """The vjp by itself: the gradients of the arguments as tensors; of a single argument its gradient alone."""
+        if self.vjp is None:
+            raise AutogradError(f"{self.op.name}: this graph was already used by backward() and let go of what it held")
+        self.check_saved()
+        found = tuple([None if g is None else gradient.wrap(np.asarray(g)) for g in self.vjp(gradient._array)])
+        return found[0] if len(found) == 1 else found
 
     def check_saved(self, runs_again: bool = False) -> None:
         """AutogradError where an array that the vjp closes over, or an input if the op runs again, was written to since."""
@@ -77,22 +115,62 @@ class Node:
                 )
 
     def release(self) -> None:
-        """Let go of everything that only one backward needs."""
-        self.vjp, self.inputs, self.saved, self.given = None, None, (), ()
+        """Let go of everything that only one backward needs; of nothing where no array is kept."""
+        if self.kept:
+            self.vjp, self.inputs, self.saved, self.given = None, None, (), ()
+            getattr(self, "freed", lambda: None)()
 
 
-def saved_arrays(function: Any) -> Iterator[Any]:
-    """The arrays that a vjp closes over: what the graph keeps alive for it."""
-    for cell in getattr(function, "__closure__", None) or ():
-        try:
-            value = cell.cell_contents
-        except ValueError:  # a cell that is not filled yet
-            continue
-        for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, np.ndarray | np.generic) or hasattr(item, "__record_call__"):
-                yield item
-            elif hasattr(item, "__closure__"):
-                yield from saved_arrays(item)
+class AccumulateGrad(NamedTuple):
+    """Where a gradient ends: at the leaf `variable`, whose `.grad` it is added to."""
+
+    variable: Any
+
+    def name(self) -> str:
+        """torch's name of this end."""
+        return "torch::autograd::AccumulateGrad"
+
+    @property
+    def next_functions(self) -> tuple[()]:
+        """None: it is the end."""
+        return ()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, AccumulateGrad) and other.variable is self.variable
+
+    def __hash__(self) -> int:
+        return hash(self.variable)
+
+
+class GradientEdge(NamedTuple):
+    """A place of a graph, which grad() and backward() take in place of the tensor; it does not keep the tensor's values."""
+
+    node: Node | AccumulateGrad
+    output_nr: int = 0
+
+
+def get_gradient_edge(tensor: Any) -> GradientEdge:
+    """The place of the graph where a tensor's gradient arrives. Errors: AutogradError where it does not require grad."""
+    if not tensor.requires_grad:
+        raise AutogradError("get_gradient_edge: tensor: got one that does not require grad, expected one that does")
+    return GradientEdge(tensor.grad_fn or AccumulateGrad(tensor))
+
+
+def increment_version(tensor: Any) -> None:
+    """Say that the memory of a tensor, or of each of several, was written to by other means than its methods."""
+    for t in tensor if isinstance(tensor, tuple | list) else (tensor,):
+        t._counter.count += 1
+
+
+def register_multi_grad_hook(tensors: Any, fn: Callable[..., Any], *, mode: str = "all") -> MultiGradHook:
+    """Call fn once in each backward: with the list of all gradients of the tensors when the last is there (mode "all"; None for
+    one that this backward does not reach), or with the first that is there ("any").
+
+    Errors: ValueError for another mode, AutogradError where a tensor does not require grad.
+    """
+    for t in tensors:
+        get_gradient_edge(t)
+    return MultiGradHook([t.grad_fn or t for t in tensors], fn, mode)
 
 
 def _parent(arg: Any) -> Any:
@@ -109,7 +187,18 @@ def root(array: Any) -> Any:
     return array
 
 
-def _versions(saved: list[Any], tensors: tuple[Any, ...]) -> tuple[tuple[Version, int], ...]:
-    """(version, count now) of each of the tensors whose memory the vjp closes over."""
-    roots = {id(root(a)) for a in saved if isinstance(a, np.ndarray)}
-    return tuple([(t._version, t._version.count) for t in tensors if hasattr(t, "_version") and id(root(t._array)) in roots])
+def _versions(roots: set[int], tensors: tuple[Any, ...]) -> tuple[tuple[Version, int], ...]:
+    """(version, count now) of each of the tensors whose memory, of which these are the ids, the vjp closes over."""
+    held = [t._counter for t in tensors if hasattr(t, "_counter") and id(root(t._array)) in roots]
+    if any(isinstance(version, Unwatched) for version in held):
+        raise InferenceError("backward: got an inference tensor to save for it, expected an ordinary one; make a clone() of it "
+                             "outside of inference_mode()")
+    return tuple([(version, version.count) for version in held])
+
+
+def _needed(args: tuple[Any, ...], roots: set[int], out: Any) -> tuple[Any, ...]:
+    """The arguments, with zeros that take no memory for those whose values no gradient that is wanted depends on."""
+    if id(root(out._array)) in roots:
+        return args
+    return tuple([a if not hasattr(a, "_counter") or id(root(a._array)) in roots
+                  else a.wrap(np.broadcast_to(np.zeros((), a.dtype), a.shape)) for a in args])

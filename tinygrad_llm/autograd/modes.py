@@ -1,11 +1,14 @@
-"""Switches of the engine, each for the current thread: whether to record, and whether to look for the first NaN."""
+"""Switches of the engine, each for the current thread: whether to record, whether results may ever meet a graph, and whether
+to look for the first NaN."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import _GeneratorContextManager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ _PACKAGE = str(Path(__file__).resolve().parents[1])
 
 class _Modes(threading.local):
     grad = True
+    inference = False
     anomaly = False
     check_nan = True
     recorder: Any = None
@@ -37,45 +41,182 @@ def is_anomaly_check_nan_enabled() -> bool:
     return _modes.anomaly and _modes.check_nan
 
 
-@contextmanager
-def set_grad_enabled(mode: bool) -> Iterator[None]:
-    """Record (True) or do not record (False) inside the block, or inside the decorated function."""
-    before, _modes.grad = _modes.grad, bool(mode)
+class Switch:
+    """Modes of the current thread, set inside a block or inside a decorated function, and put back after it.
+
+    It may be entered again, also inside itself. A decorated generator or coroutine has the modes while its own body runs,
+    and its caller has the caller's.
+    """
+
+    def __init__(self, **modes: bool) -> None:
+        self._set = modes
+        self._before: list[dict[str, bool]] = []
+
+    def __enter__(self) -> None:
+        self._before.append({name: getattr(_modes, name) for name in self._set})
+        _set(self._set)
+
+    def __exit__(self, *exception: Any) -> None:
+        _set(self._before.pop())
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with the modes inside each of its calls."""
+        if not callable(function) or inspect.isclass(function):
+            raise TypeError(f"grad mode: got {function!r} to decorate, expected a function; decorate a class's methods")
+        return functools.wraps(function)(_wrapped(function, self._set))
+
+
+class Statement(Switch):
+    """Modes that are set from here on; as a block or a decorator, inside it only."""
+
+    def __init__(self, **modes: bool) -> None:
+        super().__init__(**modes)
+        self.__enter__()
+        self._outside = self._before.pop()
+
+    def __exit__(self, *exception: Any) -> None:
+        self._before.pop()
+        _set(self._outside)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        _set(self._outside)
+        return super().__call__(function)
+
+
+def _set(modes: dict[str, bool]) -> None:
+    for name, value in modes.items():
+        setattr(_modes, name, value)
+
+
+def _wrapped(function: Callable[..., Any], modes: dict[str, bool]) -> Callable[..., Any]:
+    if inspect.isgeneratorfunction(function):
+        return lambda *args, **kwargs: _stepwise(modes, function(*args, **kwargs))
+    if inspect.iscoroutinefunction(function):
+        return _coroutine(modes, function)
+    if inspect.isasyncgenfunction(function):
+        return lambda *args, **kwargs: _async_generator(modes, function(*args, **kwargs))
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with Switch(**modes):
+            return function(*args, **kwargs)
+
+    return call
+
+
+def _stepwise(modes: dict[str, bool], generator: Any) -> Generator[Any, Any, Any]:
+    """The generator, which has the modes in each of its steps and not between them."""
+    go_on, value = generator.send, None
+    while True:
+        with Switch(**modes):
+            try:
+                out = go_on(value)
+            except StopIteration as stop:
+                return stop.value
+        try:
+            go_on, value = generator.send, (yield out)
+        except GeneratorExit:
+            with Switch(**modes):
+                generator.close()
+            raise
+        except BaseException as error:
+            go_on, value = generator.throw, error
+
+
+class _Steps:
+    """An awaitable that has the modes in each of its steps."""
+
+    def __init__(self, modes: dict[str, bool], awaitable: Any) -> None:
+        self.modes, self.awaitable = modes, awaitable
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return _stepwise(self.modes, self.awaitable.__await__())
+
+
+def _coroutine(modes: dict[str, bool], function: Callable[..., Any]) -> Callable[..., Any]:
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        return await _Steps(modes, function(*args, **kwargs))
+
+    return call
+
+
+async def _async_generator(modes: dict[str, bool], generator: Any) -> AsyncGenerator[Any, Any]:
+    go_on, value = generator.asend, None
     try:
-        yield
+        while True:
+            try:
+                out = await _Steps(modes, go_on(value))
+            except StopAsyncIteration:
+                return
+            try:
+                go_on, value = generator.asend, (yield out)
+            except Exception as error:
+                go_on, value = generator.athrow, error
     finally:
-        _modes.grad = before
+        await _Steps(modes, generator.aclose())
 
 
-def no_grad() -> _GeneratorContextManager[None]:
-    """Record nothing inside the block: results do not require grad, and no graph is kept alive."""
-    return set_grad_enabled(False)
+def set_grad_enabled(mode: bool) -> Statement:
+    """Record (True) or do not record (False): from this statement on, inside the block, or inside the decorated function.
+
+        set_grad_enabled(False)                     from here on
+        with set_grad_enabled(training): ...        in the block
+        @set_grad_enabled(False)                    in the function
+
+    Errors: TypeError for a mode that is no bool.
+    """
+    return Statement(grad=_checked("set_grad_enabled", "mode", mode))
 
 
-def enable_grad() -> _GeneratorContextManager[None]:
-    """Record inside the block, also within no_grad."""
-    return set_grad_enabled(True)
+def no_grad(orig_func: Callable[..., Any] | None = None) -> Any:
+    """Record nothing inside the block or the decorated function: results do not require grad, and no graph is kept alive.
+
+    `@no_grad` and `@no_grad()` mean the same.
+    """
+    switch = Switch(grad=False)
+    return switch if orig_func is None else switch(orig_func)
 
 
-@contextmanager
-def detect_anomaly(check_nan: bool = True) -> Iterator[None]:
+def enable_grad(orig_func: Callable[..., Any] | None = None) -> Any:
+    """Record inside the block or the decorated function, also within no_grad."""
+    switch = Switch(grad=True)
+    return switch if orig_func is None else switch(orig_func)
+
+
+def inference_mode(mode: bool | Callable[..., Any] = True) -> Any:
+    """no_grad for results that no graph will ever meet: no gradient can be asked of them later, and nothing can save them.
+
+    What is made inside is an inference tensor, also after the block. Outside it cannot be written to, cannot require grad
+    and cannot be saved for backward: each is an error that says so, and `clone()` outside makes an ordinary tensor of it.
+    inference_mode(False) is a block without it. `@inference_mode` and `@inference_mode()` mean the same.
+    """
+    if callable(mode):
+        return Switch(grad=False, inference=True)(mode)
+    return Switch(grad=not _checked("inference_mode", "mode", mode), inference=mode)
+
+
+def is_inference_mode_enabled() -> bool:
+    """Whether tensors that are made are inference tensors."""
+    return _modes.inference
+
+
+def detect_anomaly(check_nan: bool = True) -> Switch:
     """Raise AnomalyError at the first NaN or infinity, naming the op and the line that called it, forward or backward.
 
     A −∞ that an op was given, as a mask has it, is no anomaly; one that it made is. check_nan=False looks at no values and
-    only remembers the lines, which other errors of backward then name.
+    only remembers the lines, which other errors of backward then name. A block or a decorator.
     """
-    with set_detect_anomaly(True, check_nan):
-        yield
+    return Switch(anomaly=True, check_nan=bool(check_nan))
 
 
-@contextmanager
-def set_detect_anomaly(mode: bool, check_nan: bool = True) -> Iterator[None]:
-    """detect_anomaly where mode is True; inside it, a block without it where mode is False."""
-    before, (_modes.anomaly, _modes.check_nan) = (_modes.anomaly, _modes.check_nan), (bool(mode), bool(check_nan))
-    try:
-        yield
-    finally:
-        _modes.anomaly, _modes.check_nan = before
+def set_detect_anomaly(mode: bool, check_nan: bool = True) -> Statement:
+    """detect_anomaly where mode is True, from this statement on or inside the block; without it where mode is False."""
+    return Statement(anomaly=bool(mode), check_nan=bool(check_nan))
+
+
+def _checked(name: str, argument: str, mode: Any) -> bool:
+    if not isinstance(mode, bool):
+        raise TypeError(f"{name}: {argument}: got {mode!r} of type {type(mode).__name__}, expected a bool")
+    return mode
 
 
 def active_recorder() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinygrad_llm.autograd.backward import backward
-from tinygrad_llm.autograd.graph import AnomalyError, AutogradError, Node, Version, WriteError, root
+from tinygrad_llm.autograd.graph import (
+    AnomalyError,
+    AutogradError,
+    InferenceError,
+    Node,
+    Unwatched,
+    Version,
+    WriteError,
+    root,
+)
 from tinygrad_llm.autograd.hooks import Hooks, RemovableHandle, hooks_of
+from tinygrad_llm.autograd.leaves import check_gradient, set_data
 from tinygrad_llm.autograd.modes import (
     active_recorder,
     calling_line,
@@ -20,6 +31,7 @@ from tinygrad_llm.autograd.modes import (
     check_write,
     is_anomaly_check_nan_enabled,
     is_grad_enabled,
+    is_inference_mode_enabled,
 )
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import IndexRangeError, Op, ShapeError
@@ -49,16 +61,16 @@ class Tensor:
     (`x + y`, `x.sum(dim)`) are the public functions of `tinygrad_llm.functions`, installed there by name.
     """
 
-    __slots__ = ("__weakref__", "_alias", "_array", "_hooks", "_node", "_requires_grad", "_version", "grad")
+    __slots__ = ("__weakref__", "_alias", "_array", "_counter", "_grad", "_hooks", "_node", "_requires_grad")
     __hash__ = object.__hash__
 
     _array: np.ndarray
     _node: Node | None
     _requires_grad: bool
-    _version: Version
+    _counter: Version
     _alias: Any  # of a view: its View; of what has views: the set of them; else None
     _hooks: Hooks | None
-    grad: Tensor | None
+    _grad: Tensor | None
 
     if TYPE_CHECKING:  # what tinygrad_llm.functions installs
 
@@ -81,8 +93,9 @@ class Tensor:
         self.requires_grad_(requires_grad)
 
     def _begin(self, array: np.ndarray) -> None:
-        self._array, self._node, self._requires_grad, self._version, self.grad = array, None, False, Version(), None
-        self._alias = self._hooks = None
+        self._array, self._node, self._requires_grad = array, None, False
+        self._counter = Unwatched() if is_inference_mode_enabled() else Version()
+        self._grad = self._alias = self._hooks = None
 
     @classmethod
     def from_array(cls, array: np.ndarray) -> Tensor:
@@ -148,19 +161,53 @@ class Tensor:
         self.requires_grad_(value)
 
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
-        """Ask for `.grad`, or no longer. Errors: TypeError where the dtype is no float, AutogradError for a non-leaf."""
+        """Ask for `.grad`, or no longer: a graph that was made before then leaves it as it is.
+
+        Errors: AutogradError where the dtype is no float, for a result of an op, and for an inference tensor.
+        """
         if requires_grad and self.dtype.kind != "f":
             raise AutogradError(f"requires_grad: got a tensor of dtype {self.dtype}, expected a floating dtype")
+        if requires_grad and self.is_inference() and not is_inference_mode_enabled():
+            raise InferenceError("requires_grad: got an inference tensor, expected an ordinary one; make a clone() of it")
         if self._node is not None and not requires_grad:
             raise AutogradError("requires_grad: got False for the result of an op, expected a leaf; use detach()")
         self._requires_grad = bool(requires_grad)
         return self
 
+    def is_inference(self) -> bool:
+        """Whether it was made in inference_mode(), and can never be part of a graph."""
+        return isinstance(self._counter, Unwatched)
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that backward has added up for this leaf, or for a result after retain_grad(); None before.
+
+        A backward without create_graph adds to the tensor that is there, in place. One that is assigned must be None or a
+        tensor of the same shape and dtype. Errors: TypeError, AutogradError naming what differs.
+        """
+        if self._grad is None and self._node is not None and not self.retains_grad:
+            warnings.warn("grad: got a result of an op, whose .grad backward does not set, expected a leaf; call retain_grad() "
+                          "on it before backward() to have it", UserWarning, stacklevel=2)
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        self._grad = check_gradient(self, value)
+
+    @grad.deleter
+    def grad(self) -> None:
+        self._grad = None
+
     # Its values ------------------------------------------------------------------------------------------------------
 
-    def numpy(self) -> np.ndarray:
-        """The values as an ndarray that shares memory with the tensor."""
-        return self.__values__()
+    def numpy(self, *, force: bool = False) -> np.ndarray:
+        """The values as an ndarray that shares memory with the tensor.
+
+        Of a tensor that requires grad it may only be read: backward would not see that it was written to. Write to
+        detach().numpy(), or ask with force=True, for the same.
+        """
+        values = self.__values__()
+        return _read_only(values) if self._requires_grad and not force and isinstance(values, np.ndarray) else values
 
     def __values__(self) -> Any:
         recorder = active_recorder()
@@ -168,17 +215,25 @@ class Tensor:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         check_read("array")
-        return np.array(self._array, dtype=dtype, copy=copy)
+        return np.array(_read_only(self._array) if self._requires_grad else self._array, dtype=dtype, copy=copy)
 
     @property
     def data(self) -> Tensor:
-        """The same memory, outside every graph."""
+        """The same memory, outside every graph; what is assigned gives the tensor its memory, and is then shared with it.
+
+        A graph that was made before still has the old values. Errors: TypeError for what is no tensor, AutogradError where
+        the dtype cannot have the gradient that the tensor requires, or the shape is not that of a result of an op.
+        """
         return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        set_data(self, value)
 
     def detach(self) -> Tensor:
         """The same memory, outside every graph; writes to either are seen by both, and by backward's checks."""
         out = Tensor.from_array(self._array)
-        out._version = self._version
+        out._counter = self._counter
         return out
 
     def item(self) -> Any:
@@ -282,7 +337,25 @@ class Tensor:
         hooks = self._node._hooks if self._node else None
         return hooks is not None and hooks.keeper is not None
 
+    def register_post_accumulate_grad_hook(self, hook: Callable[[Tensor], None]) -> RemovableHandle:
+        """Call hook(self) whenever backward has added to `.grad` of this leaf: to step and to forget it there and then.
+
+        Errors: AutogradError for a result of an op, and where a hook returns something.
+        """
+        if self._node is not None:
+            raise AutogradError("register_post_accumulate_grad_hook: got a result of an op, expected a leaf")
+        if not self._requires_grad:
+            raise AutogradError("register_post_accumulate_grad_hook: got no tensor that requires grad, expected one that does")
+        return RemovableHandle(hooks_of(self).accumulated, hook)
+
     # Views and writing (the methods that write are installed by tinygrad_llm.autograd.writes) --------------------------
+
+    @property
+    def _version(self) -> int:
+        """How often the memory was written to, through this tensor or one that shares it."""
+        if self.is_inference():
+            raise InferenceError("_version: got an inference tensor, whose writes are not counted")
+        return self._counter.count
 
     @property
     def _base(self) -> Tensor | None:
@@ -295,7 +368,7 @@ class Tensor:
             raise WriteError("in-place write: got a tensor that requires grad, expected no_grad() or a detached tensor")
         check_write("in-place write", self._array)
         write(self._array)
-        self._version.count += 1
+        self._counter.count += 1
         return self
 
     # NumPy -----------------------------------------------------------------------------------------------------------
@@ -304,7 +377,8 @@ class Tensor:
         if method == "__call__" and ufunc in NUMPY and not kwargs:
             return NUMPY[ufunc](*inputs)
         if "out" in kwargs:
-            raise TypeError(f"{ufunc.__name__}: out: got {kwargs['out']}, expected none: a gradient cannot follow a write")
+            raise TypeError(f"{ufunc.__name__}: out: got {type(kwargs['out'][0]).__name__} to write into (`a += tensor` does), "
+                            "expected none: a gradient cannot follow the write; use a + b, which makes a new tensor")
         plain = _plain(inputs, _read_only)
         result = getattr(ufunc, method)(*plain, **kwargs)
         return _constant(ufunc, result)
@@ -319,10 +393,16 @@ class Tensor:
         return apply(op, *args, **options)
 
 
-def apply(op: Op, *args: Any, **options: Any) -> Tensor:
-    """Call an op on tensors (arrays and Python numbers are constants) and record it where a gradient will be wanted."""
-    recorder = active_recorder()
+def apply(op: Op, *args: Any, watched: tuple[Any, ...] = (), **options: Any) -> Tensor:
+    """Call an op on tensors (arrays and Python numbers are constants) and record it where a gradient will be wanted.
+
+    Of an array that is recorded a copy is kept: nobody could see that it is written to before backward.
+    watched    tensors among them decide where a gradient goes (index, mask, target): backward refuses when they were written to
+    """
+    recorder, wanted = active_recorder(), is_grad_enabled() and any(isinstance(a, Tensor) and a._requires_grad for a in args)
     if recorder is None:
+        if wanted:
+            args = tuple([a.copy("K") if isinstance(a, np.ndarray) else a for a in args])
         out, vjp = op(*[a._array if isinstance(a, Tensor) else a for a in args], **options)
         out = np.asarray(out)
     else:
@@ -330,8 +410,8 @@ def apply(op: Op, *args: Any, **options: Any) -> Tensor:
     result = Tensor.from_array(out)
     if out.base is not None:
         _note_view(result, op, args, options)
-    if is_grad_enabled() and out.dtype.kind == "f" and any(isinstance(a, Tensor) and a._requires_grad for a in args):
-        result._node, result._requires_grad = Node(op, vjp, args, options, result), True
+    if wanted and out.dtype.kind == "f":
+        result._node, result._requires_grad = Node(op, vjp, args, options, result, tensors_of(watched)), True
     if is_anomaly_check_nan_enabled() and out.dtype.kind == "f" and not np.isfinite(out).all():
         _check_anomaly(op, args, out)
     return result
@@ -353,7 +433,7 @@ def _note_view(result: Tensor, op: Op, args: tuple[Any, ...], options: dict[str,
     memory = root(result._array)
     for a in args:
         if isinstance(a, Tensor) and root(a._array) is memory:
-            result._version = a._version
+            result._counter = a._counter
             result._alias = View.of(a, op if len(args) == 1 else None, options)
             if is_grad_enabled():
                 family(result._alias.base).add(result)
@@ -394,9 +474,22 @@ def unwrap_index(index: Any) -> Any:
     """An index as NumPy takes it: tensors become arrays. Of integers alone, or of nothing, it gets an ellipsis, or the element
     that it names would be a copy, where torch gives a view."""
     if not isinstance(index, tuple):
-        return unwrap_index((index,)) if _is_integer(index) else _plain([index])[0]
-    parts = tuple([int(p) if _is_integer(p) else _plain([p])[0] for p in index])
+        return unwrap_index((index,)) if _is_integer(index) else _own(index)
+    parts = tuple([int(p) if _is_integer(p) else _own(p) for p in index])
     return (*parts, ...) if all(type(p) is int for p in parts) else parts
+
+
+def _own(part: Any) -> Any:
+    """Part of an index: of a tensor its memory, which is watched; of an array a copy, for nobody would see a write to it."""
+    if isinstance(part, np.ndarray):
+        return part.copy() if is_grad_enabled() and active_recorder() is None else part
+    return _plain([part])[0]
+
+
+def tensors_of(index: Any) -> tuple[Tensor, ...]:
+    """The tensors of an index."""
+    parts = index if isinstance(index, tuple | list) else (index,)
+    return tuple([p for p in parts if isinstance(p, Tensor)])
 
 
 def _is_integer(part: Any) -> bool:

@@ -51,9 +51,9 @@ class View:
             index = op.function(index, **options)[0]
         return index
 
-    def again(self) -> Tensor:
-        """The view of the base as it is now."""
-        out = self.base
+    def again(self, base: Tensor) -> Tensor:
+        """The same view of the base as it is now, or of another."""
+        out = base
         for op, options in self.steps():
             out = out.__apply_op__(op, out, **options)  # type: ignore[arg-type]
         return out

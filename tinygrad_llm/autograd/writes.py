@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.autograd.graph import WriteError
-from tinygrad_llm.autograd.modes import check_write, is_grad_enabled, no_grad
-from tinygrad_llm.autograd.tensor import Tensor, apply, unwrap_index
+from tinygrad_llm.autograd.errors import InferenceError, WriteError
+from tinygrad_llm.autograd.modes import check_write, is_grad_enabled, is_inference_mode_enabled, no_grad
+from tinygrad_llm.autograd.tensor import Tensor, apply, tensors_of, unwrap_index
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, Vjp, op
 from tinygrad_llm.ops.opaque import as_values
@@ -74,7 +74,7 @@ def rewrite(name: str, self: Tensor, compute: Callable[..., Tensor], *operands: 
         with no_grad():
             return _store(self, _fitting(name, self, compute(self, *operands)))
     _check_recordable(name, self)
-    before = _as_it_was(self, self._array.copy())
+    before = _as_it_was(self)
     new = _fitting(name, self, compute(before, *[before if o is self else o for o in operands]))
     _store(self, new)
     _take_over(self, new)
@@ -89,6 +89,9 @@ def _is_recorded(self: Tensor, operands: tuple[Any, ...]) -> bool:
 
 def _check_memory(name: str, self: Tensor) -> None:
     check_write(name, self._array)
+    if self.is_inference() and not is_inference_mode_enabled():
+        raise InferenceError(f"{name}: got an inference tensor outside of inference_mode(), expected an ordinary one; write to "
+                             "a clone()")
     if not self._array.flags.writeable:
         raise WriteError(f"{name}: got a tensor that repeats memory (expand, broadcast_to) or may only be read, "
                          "expected one with memory of its own; write to a clone()")
@@ -98,6 +101,8 @@ def _check_recordable(name: str, self: Tensor) -> None:
     """WriteError where the gradient would be lost."""
     view = self._alias if isinstance(self._alias, View) else None
     owner, what = (view.base, "a view of a leaf") if view else (self, "a leaf")
+    if self._requires_grad and self._node is None:
+        owner, what = self, "a leaf"
     if owner._requires_grad and owner._node is None:
         raise WriteError(f"{name}: got {what} that requires grad, expected no_grad() or a detached tensor, or a clone()")
     if self.dtype.kind != "f":
@@ -110,11 +115,20 @@ def _check_recordable(name: str, self: Tensor) -> None:
         raise WriteError(f"{name}: got a view of one of several arguments of an op, expected a clone()")
 
 
-def _as_it_was(tensor: Tensor, array: np.ndarray) -> Tensor:
-    """The tensor before the write: its node, over an array that stays."""
-    before = Tensor.from_array(array)
-    before._node, before._requires_grad = tensor._node, tensor._requires_grad
+def _as_it_was(tensor: Tensor) -> Tensor:
+    """The tensor before the write, over an array that stays. A view is made of its base anew: its hooks are for what it was."""
+    view = tensor._alias if isinstance(tensor._alias, View) else None
+    made_of = _shown(tensor) if view is None else view.again(_shown(view.base))
+    before = Tensor.from_array(tensor._array.copy())
+    before._node, before._requires_grad = made_of._node, made_of._requires_grad
     return before
+
+
+def _shown(tensor: Tensor) -> Tensor:
+    """Another tensor with the same memory and the same node."""
+    other = Tensor.from_array(tensor._array)
+    other._node, other._requires_grad = tensor._node, tensor._requires_grad
+    return other
 
 
 def _fitting(name: str, self: Tensor, new: Tensor) -> Tensor:
@@ -128,7 +142,7 @@ def _fitting(name: str, self: Tensor, new: Tensor) -> Tensor:
 
 def _store(self: Tensor, new: Tensor) -> Tensor:
     np.copyto(self._array, new._array)
-    self._version.count += 1
+    self._counter.count += 1
     return self
 
 
@@ -139,11 +153,11 @@ def _take_over(self: Tensor, new: Tensor) -> None:
         _give_node(self, new)
     else:
         base = view.base
-        _give_node(base, apply(put, _as_it_was(base, base._array), new, places=view.places()))
+        _give_node(base, apply(put, _shown(base), new, places=view.places()))
     owner = view.base if view else self
     for other in list(family(owner)) if owner._alias else ():
         if other._alias.recorded and all(op is not None for op, _ in other._alias.steps()):
-            _give_node(other, other._alias.again())
+            _give_node(other, other._alias.again(owner))
 
 
 def _give_node(tensor: Tensor, new: Tensor) -> None:
@@ -158,8 +172,8 @@ def _give_node(tensor: Tensor, new: Tensor) -> None:
 # What is written without being computed -------------------------------------------------------------------------------
 
 
-def _set(name: str, self: Tensor, places: np.ndarray, value: Any) -> Tensor:
-    """Write value, broadcast and cast, at flat places."""
+def _set(name: str, self: Tensor, places: np.ndarray, value: Any, index: Any = ()) -> Tensor:
+    """Write value, broadcast and cast, at the flat places that an index named."""
     tensor: Any = value if isinstance(value, Tensor) else Tensor.from_array(np.asarray(value, self.dtype))
     if tensor.dtype != self.dtype and self.dtype.kind == "f":
         tensor = tensor.to(self.dtype)
@@ -167,18 +181,18 @@ def _set(name: str, self: Tensor, places: np.ndarray, value: Any) -> Tensor:
         tensor = np.reshape(tensor, kept)
     if tensor.shape != places.shape:
         tensor = np.broadcast_to(tensor, places.shape)
-    return rewrite(name, self, lambda x, v: apply(put, x, v, places=places), tensor)
+    return rewrite(name, self, lambda x, v: apply(put, x, v, places=places, watched=tensors_of(index)), tensor)
 
 
 def setitem(self: Tensor, index: Any, value: Any) -> None:
     """self[index] = value, broadcast and cast, with the gradients of both."""
-    index = unwrap_index(index)
+    given, index = index, unwrap_index(index)
     _check_memory("setitem", self)
     if not _is_recorded(self, (value,)):
         _assign(self, index, value)
-        self._version.count += 1
+        self._counter.count += 1
         return
-    _set("setitem", self, _index("setitem", np.arange(self.size).reshape(self.shape), index), value)
+    _set("setitem", self, _index("setitem", np.arange(self.size).reshape(self.shape), index), value, given)
 
 
 def _assign(self: Tensor, index: Any, value: Any) -> None:
@@ -229,7 +243,7 @@ def _fill(name: str, self: Tensor, value: Any) -> Tensor:
         return _set(name, self, np.arange(self.size).reshape(self.shape), value)
     array = np.asarray(value)
     np.copyto(self._array, array.reshape(_trimmed(name, array.shape, self.shape)), casting="unsafe")
-    self._version.count += 1
+    self._counter.count += 1
     return self
 
 

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, unwrap_index
-from tinygrad_llm.functions.base import as_tensor, axis_of, no_view, spelled
+from tinygrad_llm.functions.base import as_index, as_tensor, axis_of, no_view, spelled
 from tinygrad_llm.functions.elementwise import add, broadcast_shape, mul, where
 from tinygrad_llm.functions.shapes import broadcast_to, getitem, reshape
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, shape
 from tinygrad_llm.ops.checks import check_below
-from tinygrad_llm.ops.opaque import as_values
 
 
 @spelled
@@ -25,16 +24,16 @@ def gather(input: Any, dim: int, index: Any) -> Tensor:
         return no_view(reshape(getitem(reshape(input, -1), slice(0, 0)), i.shape))
     if max(i.ndim, input.ndim) <= 1:  # 0-d counts as one axis of size 1
         input, size, i = reshape(input, -1), i.shape, i.reshape(-1)
-        return no_view(reshape(getitem(input, _mesh("gather", input, dim, i)), size))
-    return getitem(input, _mesh("gather", input, dim, i))
+        return no_view(reshape(_taken(input, _mesh("gather", input, dim, i), index), size))
+    return _taken(input, _mesh("gather", input, dim, i), index)
 
 
 @spelled
 def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
     """gather, where input and indices broadcast along the other axes; without dim, of both flattened."""
-    i = as_values(indices)
+    i = as_index(indices)
     if dim is None:
-        return gather(reshape(input, -1), 0, i.reshape(-1))
+        return gather(reshape(input, -1), 0, reshape(indices, -1))
     if i.ndim != input.ndim:
         raise ShapeError(f"take_along_dim: indices: got shape {i.shape}, expected {input.ndim} axes as of input {input.shape}")
     if not input.ndim:
@@ -43,7 +42,8 @@ def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
     own, asked = [(*size[:axis], 1, *size[axis + 1 :]) for size in (input.shape, i.shape)]
     others = broadcast_shape("take_along_dim", input=own, indices=asked)
     wide, taken = [(*others[:axis], *size[axis : axis + 1], *others[axis + 1 :]) for size in (input.shape, i.shape)]
-    return gather(input if input.shape == wide else broadcast_to(input, wide), axis, np.broadcast_to(i, taken))
+    places = indices if i.shape == taken else np.broadcast_to(i, taken).copy()
+    return gather(input if input.shape == wide else broadcast_to(input, wide), axis, places)
 
 
 @spelled
@@ -51,7 +51,7 @@ def index_select(input: Any, dim: int, index: Any) -> Tensor:
     """The slices of input at the places index [n] along dim."""
     axis, i = axis_of("index_select", input, dim), _index_vector("index_select", input, dim, index)
     if input.ndim:
-        return getitem(input, (slice(None),) * axis + (i,))
+        return _taken(input, (slice(None),) * axis + (i,), index)
     if i.size != 1:
         raise ShapeError(f"index_select: index: got {i.size} places, expected one, for input has no axes")
     return add(input, 0)
@@ -67,7 +67,8 @@ def index_add(input: Any, dim: int, index: Any, source: Any, *, alpha: float = 1
         return add(input, reshape(mul(values, alpha), ()))
     if values.shape != expected:
         raise ShapeError(f"index_add: source: got shape {values.shape}, expected {expected}")
-    return add(input, _placed(values if alpha == 1 else mul(values, alpha), (slice(None),) * axis + (i,), input.shape))
+    scaled = values if alpha == 1 else mul(values, alpha)
+    return add(input, _placed(scaled, (slice(None),) * axis + (i,), input.shape, index))
 
 
 @spelled
@@ -79,13 +80,13 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
         none = getitem(reshape(values, -1), slice(0, 0))
         return add(input, reshape(_placed(none, slice(0, 0), (input.size,)), input.shape))
     if max(values.ndim, i.ndim, input.ndim) == 1 and input.ndim * i.ndim * values.ndim == 0:  # 0-d counts as one axis of size 1
-        return no_view(reshape(scatter_add(reshape(input, -1), dim, i.reshape(-1), reshape(values, -1)), input.shape))
+        return no_view(reshape(scatter_add(reshape(input, -1), dim, reshape(index, -1), reshape(values, -1)), input.shape))
     places, size = _mesh("scatter_add", input, dim, i), i.shape
     if values.ndim != len(size) or any(n < m for n, m in zip(values.shape, size)):
         raise ShapeError(f"scatter_add: src: got shape {values.shape}, expected at least that of index, {size}")
     if values.shape != size:
         values = getitem(values, tuple(slice(0, n) for n in size))
-    return add(input, _placed(values, places, input.shape))
+    return add(input, _placed(values, places, input.shape, index))
 
 
 def index_put(input: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Tensor:
@@ -99,16 +100,21 @@ def index_put(input: Any, indices: Sequence[Any], values: Any, accumulate: bool 
     places = _positions("index_put", input.shape, index)
     given = broadcast_to(_like("index_put", "values", input, values), places.shape)
     if accumulate or not places.size:
-        return add(input, _placed(given, index, input.shape))
+        return add(input, _placed(given, index, input.shape, *indices))
     last = np.full(int(np.prod(input.shape)), -1)
     last[places.reshape(-1)] = np.arange(places.size)
-    chosen = getitem(reshape(given, -1), np.maximum(last, 0).reshape(input.shape))
+    chosen = _taken(reshape(given, -1), np.maximum(last, 0).reshape(input.shape), *indices)
     return where(last.reshape(input.shape) >= 0, chosen, input)
 
 
-def _placed(values: Tensor, index: Any, size: tuple[int, ...]) -> Tensor:
-    """Zeros with values added at index."""
-    return apply(shape.scatter, values, index=index, shape=size)
+def _taken(input: Any, index: Any, *given: Any) -> Tensor:
+    """input[index], an index that was made of what was given."""
+    return apply(shape.getitem, input, index=index, watched=given)
+
+
+def _placed(values: Tensor, index: Any, size: tuple[int, ...], *given: Any) -> Tensor:
+    """Zeros with values added at index, which was made of what was given."""
+    return apply(shape.scatter, values, index=index, shape=size, watched=given)
 
 
 def _positions(name: str, size: tuple[int, ...], index: Any) -> Any:
@@ -128,7 +134,7 @@ def _like(name: str, argument: str, input: Any, values: Any) -> Any:
 
 
 def _integers(name: str, index: Any) -> Any:
-    i = as_values(index)
+    i = as_index(index)
     if i.dtype.kind not in "iu" and i.size:
         raise DtypeError(f"{name}: index: got dtype {i.dtype}, expected integers")
     return i.astype(np.int64, copy=False)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.autograd import Tensor, apply, unwrap_index
+from tinygrad_llm.autograd import Tensor, apply, tensors_of, unwrap_index
 from tinygrad_llm.functions.base import (
     Dim,
     as_tensor,
@@ -278,7 +278,7 @@ def select(input: Any, dim: int, index: int) -> Tensor:
 
 def getitem(input: Any, index: Any) -> Tensor:
     """input[index], basic or advanced; unlike torch, slices may have negative steps."""
-    return apply(moves.getitem, input, index=unwrap_index(index))
+    return apply(moves.getitem, input, index=unwrap_index(index), watched=tensors_of(index))
 
 
 # Parts of matrices -------------------------------------------------------------------------------------------------------

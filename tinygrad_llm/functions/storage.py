@@ -81,7 +81,8 @@ def masked_select(self: Tensor, mask: Any) -> Tensor:
     """The elements where mask, which broadcasts with the tensor, is True, as one axis."""
     mask = elementwise.as_mask("masked_select", "mask", mask)
     shape = elementwise.broadcast_shape("masked_select", input=self.shape, mask=mask.shape)
-    return shapes.getitem(shapes.broadcast_to(self, shape), np.broadcast_to(np.asarray(mask), shape))
+    wide = mask if mask.shape == shape else shapes.broadcast_to(mask, shape)
+    return shapes.getitem(shapes.broadcast_to(self, shape), wide)
 
 
 def _constant(function: Any) -> Callable[..., Tensor]:

@@ -167,7 +167,7 @@ def embedding(
     ids = as_values(input)
     if max_norm is not None:
         _shorten_rows(weight, np.asarray(ids), max_norm, norm_type)
-    rows = apply(nn.embedding, weight, ids)
+    rows = apply(nn.embedding, weight, input if isinstance(input, Tensor) else ids)
     if scale_grad_by_freq and rows.requires_grad:
         share = (1 / np.bincount(ids.reshape(-1), minlength=len(weight))[ids, None]).astype(rows.dtype) if ids.size else 1
         rows.register_hook(lambda g: g * share)
@@ -315,7 +315,7 @@ def cross_entropy(
     weight [C] scales each class and takes no gradient; targets equal to ignore_index do not count; label_smoothing ε
     mixes each target with the uniform distribution; reduction is "mean" (over the weights that count), "sum" or "none".
     """
-    x, soft, target = only_floats("cross_entropy", input), target, as_values(target)
+    x, given, target = only_floats("cross_entropy", input), target, as_values(target)
     reduction, ignored = _reduction(size_average, reduce, reduction), whole("cross_entropy", "ignore_index", ignore_index)
     if not isinstance(label_smoothing, numbers.Real) or not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing: got {label_smoothing!r}, expected a number in [0, 1]")
@@ -323,7 +323,7 @@ def cross_entropy(
     if target.dtype.kind == "f" and target.shape == x.shape:
         if ignored >= 0:
             raise ValueError(f"cross_entropy: ignore_index: got {ignore_index} beside probabilities, expected class indices")
-        return _soft_cross_entropy(x, soft, weight, reduction, label_smoothing, classes)
+        return _soft_cross_entropy(x, given, weight, reduction, label_smoothing, classes)
     expected = x.shape[:classes] + x.shape[classes + 1 :]
     if target.shape != expected:
         raise ShapeError(f"cross_entropy: target: got shape {target.shape}, expected {expected} for input {x.shape}")
@@ -332,7 +332,7 @@ def cross_entropy(
     loss = apply(
         losses.cross_entropy, reshape(rows, (-1, x.shape[classes]) if x.size else (0, x.shape[classes])), target.reshape(-1),
         None if weight is None else as_values(weight), ignore_index=ignored, reduction=reduction,
-        label_smoothing=label_smoothing,
+        label_smoothing=label_smoothing, watched=(given, weight),
     )
     return no_view(reshape(loss, target.shape)) if reduction == "none" else loss
 
@@ -352,7 +352,8 @@ def linear_cross_entropy(
     if weight is not None or label_smoothing or t.dtype.kind not in "iu" or x.ndim != 2 or linear_weight.ndim != 2:
         logits = linear(x, linear_weight, linear_bias)
         return cross_entropy(logits, target, weight, ignore_index=ignored, reduction=reduction, label_smoothing=label_smoothing)
-    return apply(losses.linear_cross_entropy, x, linear_weight, t, linear_bias, ignore_index=ignored, reduction=reduction)
+    return apply(losses.linear_cross_entropy, x, linear_weight, t, linear_bias, ignore_index=ignored, reduction=reduction,
+                 watched=(target,))
 
 
 def _check_linear(name: str, x: Any, weight: Any, bias: Any) -> None:

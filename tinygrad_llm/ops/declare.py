@@ -5,7 +5,9 @@
         return x * y, lambda g: (g * y, g * x)
 
 An op is a function of plain arrays that returns `(out, vjp)`; `vjp` maps a cotangent of `out` (same shape) to a tuple
-with one gradient per array argument. What `vjp` closes over is what a graph keeps alive. `x="~B"` is a shape string
+with one gradient per array argument. What `vjp` closes over is what a graph keeps alive, and what it watches for writes.
+Where the gradients share nothing, `each(dx, dy)` is one function an argument: those that nobody wants are let go, with what
+they close over, and cost no time. `x="~B"` is a shape string
 (see tinygrad_llm.ops.spec); an argument whose spec is a tuple of shape strings is variadic (`*tensors`), and the tuple is
 an example of one call. A declaration without `torch=` is refused at import: an op that is not cross-checked cannot exist.
 """
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinygrad_llm.ops.checks import check_call, check_range
+from tinygrad_llm.ops.closures import Each, check_closure
 from tinygrad_llm.ops.spec import Arg
 from tinygrad_llm.ops.sums import sum_to
 
@@ -36,6 +39,7 @@ class Op:
     options      option name → values that a test draws; defaults stand in the body's signature
     torch        the PyTorch expression that it equals, in the names of its arguments and options
     definition   for a fused op: the same function in primitive NumPy calls, returning `out` alone
+    kinked       its slope is constant but for jumps: what is asked of a gradient's own gradient is zero
     """
 
     name: str
@@ -45,18 +49,21 @@ class Op:
     torch: str
     definition: Callable[..., Any] | None = None
     variadic: bool = False
+    kinked: bool = False
     _checked: dict[Any, bool] = field(default_factory=dict, repr=False)
 
     def __call__(self, *arrays: Any, **options: Any) -> tuple[Any, Vjp]:
         """Check shapes, dtypes and indices; run the body; make its gradients fit the arguments."""
         key = tuple([(a.shape, a.dtype) if hasattr(a, "shape") else type(a) for a in arrays])
-        broadcasts = self._checked.get(key)
-        if broadcasts is None:
-            broadcasts = self._checked[key] = self._check(arrays)
+        known = self._checked.get(key)
+        broadcasts = self._check(arrays) if known is None else known
         for arg, array in zip(self.args, arrays):
             if arg.below and not self.variadic:
                 check_range(self, arg, array, arrays, options)
         out, vjp = self.function(*arrays, **options)
+        if known is None:
+            check_closure(self.name, vjp)
+            self._checked[key] = broadcasts
         return out, _fitted(vjp, arrays) if broadcasts else vjp
 
     def __repr__(self) -> str:
@@ -78,7 +85,7 @@ REGISTRY: dict[str, Op] = {}
 
 def op(
     *, torch: str = "", options: Mapping[str, tuple[Any, ...]] | None = None,
-    definition: Callable[..., Any] | None = None, **args: str | tuple[str, ...],
+    definition: Callable[..., Any] | None = None, kinked: bool = False, **args: str | tuple[str, ...],
 ) -> Callable[[Callable[..., tuple[Any, Vjp]]], Op]:
     """Declare an op (see the module's docstring). TypeError where the declaration is incomplete, naming what is missing."""
 
@@ -93,7 +100,7 @@ def op(
         variadic = any(isinstance(spec, tuple) for spec in args.values())
         parsed = tuple(Arg.parse(key, spec) for key, spec in _flat_specs(args))
         _check_declaration(name, function, list(args), options or {}, torch)
-        REGISTRY[name] = record = Op(name, function, parsed, dict(options or {}), torch, definition, variadic)
+        REGISTRY[name] = record = Op(name, function, parsed, dict(options or {}), torch, definition, variadic, kinked)
         return record
 
     return declare
@@ -114,11 +121,17 @@ def compute(op: Op, *args: Any, **options: Any) -> Any:
 def _fitted(vjp: Vjp, arrays: tuple[Any, ...]) -> Vjp:
     """The vjp with each gradient in the shape and dtype of its argument, which it does not keep."""
     likes = [(a.shape, a.dtype) if hasattr(a, "shape") and a.dtype.kind in "fc" else None for a in arrays]
+    if isinstance(vjp, Each):
+        return Each([f if f is None or like is None else _fitted_one(f, like) for f, like in zip(vjp.functions, likes)])
 
     def fitted(g: Any) -> tuple[Any, ...]:
         return tuple([d if like is None or d is None else sum_to(d, *like) for d, like in zip(vjp(g), likes)])
 
     return fitted
+
+
+def _fitted_one(function: Callable[[Any], Any], like: tuple[Any, Any]) -> Callable[[Any], Any]:
+    return lambda g: sum_to(function(g), *like)
 
 
 def _flat_specs(args: Mapping[str, str | tuple[str, ...]]) -> Iterable[tuple[str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.polynomial import chebyshev
 
+from tinygrad_llm.ops.closures import each
 from tinygrad_llm.ops.declare import Vjp, compute, op
 
 
@@ -43,7 +44,7 @@ def mul(x: Any, y: Any) -> tuple[Any, Vjp]:
         return x * y, lambda g: (g * y, None)
     if _is_number(x):
         return x * y, lambda g: (None, g * x)
-    return x * y, lambda g: (g * y, g * x)
+    return x * y, each(lambda g: g * y, lambda g: g * x)
 
 
 @op(x="~B", y="~B != 0", torch="x / y")
@@ -51,7 +52,7 @@ def div(x: Any, y: Any) -> tuple[Any, Vjp]:
     """x / y.   dx = g / y,  dy = −g · x / y²"""
     if _is_number(y):
         return x / y, lambda g: (g / y, None)
-    return x / y, lambda g: (g / y, -g * (x / y) / y)
+    return x / y, each(lambda g: g / y, lambda g: -g * (x / y) / y)
 
 
 @op(x="~B", torch="-x")
@@ -147,7 +148,7 @@ def sigmoid(x: Any) -> tuple[Any, Vjp]:
     return out, lambda g: (g * (small / np.square(1 + small)),)
 
 
-@op(x="~B != 0", torch="torch.abs(x)")
+@op(x="~B != 0", kinked=True, torch="torch.abs(x)")
 def abs(x: Any) -> tuple[Any, Vjp]:
     """|x|.   dx = g · sign x, 0 at 0 and at nan as in torch"""
     out = np.where(x < 0, -x, x) if x.dtype.kind == "c" else np.abs(x)
@@ -191,7 +192,7 @@ def cast(x: Any, dtype: Any) -> tuple[Any, Vjp]:
     return x.astype(dtype), lambda g: (g.astype(back),)
 
 
-@op(x="~B != 0", torch="torch.relu(x)")
+@op(x="~B != 0", kinked=True, torch="torch.relu(x)")
 def relu(x: Any) -> tuple[Any, Vjp]:
     """max(x, 0).   dx = g where x > 0, else 0 (at 0 too, as in torch)"""
     out = np.clip(x, 0, np.inf) if x.dtype.kind == "f" else np.maximum(x, 0)  # with a number, twice as fast as maximum

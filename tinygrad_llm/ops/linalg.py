@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm.ops.closures import each
 from tinygrad_llm.ops.declare import Vjp, op
 from tinygrad_llm.ops.sums import total
 
@@ -13,7 +14,7 @@ from tinygrad_llm.ops.sums import total
 @op(x="~B N K", y="~B K M", torch="torch.matmul(x, y)")
 def matmul(x: Any, y: Any) -> tuple[Any, Vjp]:
     """x y, over broadcast leading axes.   dx = g yᵀ,  dy = xᵀ g"""
-    return np.matmul(x, y), lambda g: (np.matmul(g, np.swapaxes(y, -1, -2)), np.matmul(np.swapaxes(x, -1, -2), g))
+    return np.matmul(x, y), each(lambda g: np.matmul(g, np.swapaxes(y, -1, -2)), lambda g: np.matmul(np.swapaxes(x, -1, -2), g))
 
 
 @op(x="*B K", weight="M K", bias="?M", torch="F.linear(x, weight, bias)")
@@ -23,14 +24,11 @@ def linear(x: Any, weight: Any, bias: Any = None) -> tuple[Any, Vjp]:
     out = np.matmul(rows, np.swapaxes(weight, 0, 1))
     if bias is not None:
         out = out + bias
-    lead, has_bias = x.shape[:-1], bias is not None
-
-    def vjp(g: Any) -> tuple[Any, ...]:
-        g = g.reshape((rows.shape[0], weight.shape[0]))
-        dx = np.matmul(g, weight).reshape((*lead, weight.shape[1]))
-        return dx, products_of_rows(g, rows), total(g, (0,)) if has_bias else None
-
-    return out.reshape((*lead, weight.shape[0])), vjp
+    lead, n, m, k = x.shape[:-1], rows.shape[0], weight.shape[0], weight.shape[1]
+    return out.reshape((*lead, m)), each(
+        lambda g: np.matmul(g.reshape((n, m)), weight).reshape((*lead, k)),
+        lambda g: products_of_rows(g.reshape((n, m)), rows),
+        None if bias is None else lambda g: total(g.reshape((n, m)), (0,)))
 
 
 def products_of_rows(g: Any, x: Any) -> Any:

@@ -233,7 +233,7 @@ class Lodging:
                 if state is None or len(state) <= len(self.views[i]):
                     state = self._begun(i)
                 state["step"] += 1
-                self.parameters[i]._version.count += 1  # a graph made before the step must not be used after it
+                self.parameters[i]._counter.count += 1  # a graph made before the step must not be used after it
                 steps[i] = state["step"]
         settings = [{name: value for name, value in group.items() if name != "params"} for group in self.optimizer.param_groups]
         newest, alike = max(steps), [(settings.index(s), bool(s["eps"])) for s in settings]
