@@ -172,7 +172,7 @@ def test_second_order_through_writes_is_torch(drawn):
 
 
 def leaf(*values):
-    return ours.tensor(np.array(values or (1.0, 2.0, 3.0)), True)
+    return ours.tensor(np.array(values or (1.0, 2.0, 3.0)), requires_grad=True)
 
 
 def test_a_write_through_a_view_reaches_base_and_other_views():

@@ -8,6 +8,7 @@ calls CopySlices.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +55,7 @@ def inplace(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
     name = f"{function.__name__.strip('_')}_"
 
+    @functools.wraps(function, assigned=())
     def write(self: Tensor, *args: Any, **options: Any) -> Tensor:
         named = {key: value for key, value in options.items() if isinstance(value, Tensor)}  # operands as well
 
@@ -203,12 +205,12 @@ def _index(name: str, array: np.ndarray, index: Any) -> Any:
         raise IndexRangeError(f"{name}: index: got {index!r} for shape {array.shape}, expected one inside: {error}") from None
 
 
-def copy_(self: Tensor, source: Any) -> Tensor:
-    """Write the values of source, broadcast and cast within their kind (floats to floats), into this tensor."""
-    dtype = np.asarray(source).dtype
+def copy_(self: Tensor, other: Any, non_blocking: bool = False) -> Tensor:
+    """Write the values of other, broadcast and cast within their kind (floats to floats), into this tensor."""
+    dtype = np.asarray(other).dtype
     if not np.can_cast(dtype, self.dtype, "same_kind"):
-        raise DtypeError(f"copy_: got a source of dtype {dtype}, expected one that {self.dtype} can hold")
-    return _fill("copy_", self, source)
+        raise DtypeError(f"copy_: other: got dtype {dtype}, expected one that {self.dtype} can hold")
+    return _fill("copy_", self, other)
 
 
 def fill_(self: Tensor, value: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, as_array, is_grad_enabled
-from tinygrad_llm.ops import DtypeError, IndexRangeError, Op, elementwise
+from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, Op, elementwise
 from tinygrad_llm.ops.opaque import as_values
 
 Dim = int | tuple[int, ...] | None
@@ -191,6 +192,42 @@ def _named(function: F, op: Op) -> F:
     return function
 
 
+# Arguments with one value ------------------------------------------------------------------------------------------------
+
+_ONE_VALUE: dict[str, tuple[Any, ...]] = {
+    "device": (None, "cpu"), "pin_memory": (False, None), "sparse": (False,), "sparse_grad": (False,),
+}
+
+
+def taking(*names: str) -> Callable[[F], F]:
+    """@taking("device", "pin_memory"): the function takes these of torch's arguments too, by name, where they change nothing.
+
+    Errors: ValueError for another value than that of NumPy's memory, such as pin_memory=True.
+    """
+
+    def wrap(function: F) -> F:
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            for name in names:
+                if name in options:
+                    only(function.__name__, name, options.pop(name))
+            return function(*args, **options)
+
+        own = inspect.signature(function)
+        taken = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_ONE_VALUE[name][0]) for name in names]
+        call.__signature__ = own.replace(parameters=[*own.parameters.values(), *taken])  # type: ignore[attr-defined]
+        return call  # type: ignore[return-value]
+
+    return wrap
+
+
+def only(name: str, argument: str, value: Any) -> None:
+    """Nothing. Errors: ValueError where the argument has another value than the one there is."""
+    allowed = _ONE_VALUE[argument]
+    if value not in allowed and not (argument == "device" and str(value) in ("cpu", "cpu:0")):  # torch.device("cpu") too
+        raise ArgumentError(f"{name}: {argument}: got {value!r}, expected {allowed[-1] or allowed[0]!r}")
+
+
 # Axes --------------------------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +260,7 @@ def dims_of(name: str, input: Any, dim: Any) -> Any:
         return dim
     dims = whole_tuple(name, "dim", dim) if isinstance(dim, tuple | list) else whole(name, "dim", dim)
     if not input.ndim and isinstance(dims, tuple) and len({axis_of(name, input, d) for d in dims}) < len(dims):
-        raise ValueError(f"{name}: dim: got {dim}, expected each axis once")
+        raise ArgumentError(f"{name}: dim: got {dim}, expected each axis once")
     return dims
 
 

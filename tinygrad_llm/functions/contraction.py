@@ -13,7 +13,7 @@ from tinygrad_llm.functions.base import as_tensor, no_view, promoted
 from tinygrad_llm.functions.products import matmul
 from tinygrad_llm.functions.reductions import sum
 from tinygrad_llm.functions.shapes import diagonal, permute, reshape
-from tinygrad_llm.ops import ShapeError
+from tinygrad_llm.ops import ArgumentError, ShapeError
 
 Labels = list[Any]
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -61,9 +61,9 @@ def _parsed(equation: str, tensors: list[Any]) -> tuple[list[Labels], Labels]:
     terms = [re.findall(r"\.\.\.|.", term) for term in left.split(",")]
     output = re.findall(r"\.\.\.|.", right)
     if bad := {n for term in [*terms, output] for n in term} - {*_LETTERS, "..."}:
-        raise ValueError(f"einsum: equation: got {sorted(bad)[0]!r} in {equation!r}, expected letters, '...', ',' and '->'")
+        raise ArgumentError(f"einsum: equation: got {sorted(bad)[0]!r} in {equation!r}, expected letters, '...', ',' and '->'")
     if len(terms) != len(tensors):
-        raise ValueError(f"einsum: operands: got {len(tensors)}, expected {len(terms)} for {equation!r}")
+        raise ArgumentError(f"einsum: operands: got {len(tensors)}, expected {len(terms)} for {equation!r}")
     labels = [_expanded(equation, term, x.ndim) for term, x in zip(terms, tensors)]
     counts = Counter(n for term in labels for n in term)
     dots = sorted({n for n in counts if isinstance(n, int)}, reverse=True)
@@ -71,7 +71,7 @@ def _parsed(equation: str, tensors: list[Any]) -> tuple[list[Labels], Labels]:
         return labels, [*dots, *sorted(n for n, count in counts.items() if isinstance(n, str) and count == 1)]
     out = [n for name in output for n in (dots if name == "..." else [name])]
     if wrong := [n for n in out if n not in counts or out.count(n) > 1]:
-        raise ValueError(f"einsum: equation: got {wrong[0]!r} in the output of {equation!r}, expected once, from an operand")
+        raise ArgumentError(f"einsum: equation: got {wrong[0]!r} in the output of {equation!r}, expected once, from an operand")
     return labels, out
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.functions.base import sizes_of
+from tinygrad_llm.functions.base import sizes_of, taking, to
 from tinygrad_llm.ops import ShapeError
 
 
-def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
+@taking("device", "pin_memory")
+def tensor(data: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """A new Tensor holding a copy of data: numbers, nested lists, an array or a tensor.
 
     Python floats become float32 and arrays keep their dtype, as in torch.tensor. Errors: ValueError for ragged data,
@@ -20,11 +23,21 @@ def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
     return Tensor(data, requires_grad, dtype)
 
 
-def from_numpy(array: np.ndarray) -> Tensor:
+@taking("device")
+def as_tensor(data: Any, *, dtype: Any = None) -> Tensor:
+    """data itself where it is a tensor, its memory where it is an array, else a new tensor of it; dtype converts."""
+    if isinstance(data, np.ndarray):
+        data = from_numpy(data)
+    if not isinstance(data, Tensor):
+        return Tensor(data, dtype=dtype)
+    return data if dtype is None else to(data, dtype)
+
+
+def from_numpy(ndarray: np.ndarray, /) -> Tensor:
     """A Tensor that shares the array's memory."""
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"from_numpy: array: got {type(array).__name__}, expected a numpy.ndarray")
-    return Tensor.from_array(array)
+    if not isinstance(ndarray, np.ndarray):
+        raise TypeError(f"from_numpy: ndarray: got {type(ndarray).__name__}, expected a numpy.ndarray")
+    return Tensor.from_array(ndarray)
 
 
 def _sizes(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:
@@ -34,36 +47,66 @@ def _sizes(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:
     return sizes
 
 
-def zeros(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
-    """Zeros of the given shape."""
-    return Tensor(np.zeros(_sizes("zeros", size), dtype), requires_grad)
+def _of_size(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """make(2, 3), make((2, 3)) and make(size=(2, 3)) mean the same."""
+
+    @functools.wraps(make)
+    def call(*size: Any, **options: Any) -> Tensor:
+        if "size" in options:
+            size = (*size, options.pop("size"))
+        if not size:
+            raise TypeError(f"{make.__name__}: size: got none, expected one; () makes a tensor without axes")
+        return make(_sizes(make.__name__, size), **options)
+
+    return call
 
 
+@taking("device", "pin_memory")
+@_of_size
+def zeros(size: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """Zeros of the given shape, by default float32."""
+    return Tensor(np.zeros(size, np.float32 if dtype is None else dtype), requires_grad)
+
+
+@taking("device", "pin_memory")
 def full(size: Any, fill_value: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """One value everywhere; a Python float gives float32, as in torch."""
     value = np.asarray(fill_value, dtype) if dtype is not None else Tensor(fill_value).numpy()
     return Tensor(np.full(_sizes("full", (size,)), value), requires_grad, value.dtype)
 
 
+@taking("device", "pin_memory")
 def zeros_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Zeros of input's shape and, by default, dtype."""
     return zeros(input.shape, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad)
 
 
+@taking("device", "pin_memory")
 def ones_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Ones of input's shape and, by default, dtype."""
     return ones(input.shape, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad)
 
 
+@taking("device", "pin_memory")
 def arange(
-    start: float, end: float | None = None, step: float = 1, *, dtype: Any = None, requires_grad: bool = False
+    start: Any = None, end: Any = None, step: Any = 1, *, dtype: Any = None, requires_grad: bool = False
 ) -> Tensor:
-    """start, start + step, … below end; arange(n) counts from 0. Floats give float32, as in torch."""
-    values = np.arange(start) if end is None else np.arange(start, end, step)
+    """start, start + step, … below end; arange(n) and arange(end=n) count from 0. Floats give float32, as in torch.
+
+    Errors: TypeError for a step or a start without an end, ShapeError for a step that is 0 or leads away from end.
+    """
+    if end is None and (start is None or step != 1):
+        raise TypeError(f"arange: end: got none beside start = {start} and step = {step}, expected a number")
+    start, end = (0, start) if end is None else (0 if start is None else start, end)
+    if step == 0 or (end - start) / step < 0:
+        raise ShapeError(f"arange: step: got {step} from {start} to {end}, expected one that leads from start to end")
+    values = np.arange(start, end, step)
     dtype = np.float32 if dtype is None and values.dtype.kind == "f" else dtype
     return Tensor(values, requires_grad, dtype)
 
 
-def ones(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
-    """Ones of the given shape."""
-    return Tensor(np.ones(_sizes("ones", size), dtype), requires_grad)
+@taking("device", "pin_memory")
+@_of_size
+def ones(size: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """Ones of the given shape, by default float32."""
+    return Tensor(np.ones(size, np.float32 if dtype is None else dtype), requires_grad)

@@ -18,7 +18,7 @@ from tinygrad_llm.functions.base import (
     to,
     unary,
 )
-from tinygrad_llm.ops import DtypeError, ShapeError, elementwise, reduce, shape
+from tinygrad_llm.ops import ArgumentError, DtypeError, ShapeError, elementwise, reduce, shape
 from tinygrad_llm.ops.opaque import as_values
 
 neg, abs, relu = unary(elementwise.neg), unary(elementwise.abs), unary(elementwise.relu)
@@ -52,7 +52,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     if rounding_mode is None:
         return apply(elementwise.div, *[floating(a) if hasattr(a, "dtype") else a for a in (x, y)])
     if rounding_mode not in ("floor", "trunc"):
-        raise ValueError(f"div: rounding_mode: got {rounding_mode!r}, expected None, 'floor' or 'trunc'")
+        raise ArgumentError(f"div: rounding_mode: got {rounding_mode!r}, expected None, 'floor' or 'trunc'")
     a, b = [np.asarray(v, result_type(x, y)) for v in (x, y)]
     if rounding_mode == "floor":
         return without_slope(np.floor_divide(a, b), x, y)
@@ -72,7 +72,7 @@ def pow(input: Any, exponent: Any) -> Tensor:
     except ValueError as error:
         if "negative integer" not in str(error):
             raise
-        raise ValueError("pow: exponent: got a negative integer for integers, expected a floating dtype") from None
+        raise ArgumentError("pow: exponent: got a negative integer for integers, expected a floating dtype") from None
 
 
 def square(input: Any) -> Tensor:
@@ -110,7 +110,7 @@ def without_slope(values: Any, *inputs: Any) -> Tensor:
 def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     """min(max(x, min), max); bounds are numbers, or tensors that broadcast.   dx = g where min ≤ x ≤ max, as in torch"""
     if min is None and max is None:
-        raise ValueError("clamp: got neither min nor max, expected at least one of them")
+        raise ArgumentError("clamp: got neither min nor max, expected at least one of them")
     if wrong := [bound for bound in (min, max) if isinstance(bound, str)]:
         raise TypeError(f"clamp: min, max: got {wrong[0]!r}, expected numbers or tensors")
     x, low, high = as_operand(input), as_operand(min), as_operand(max)
@@ -136,7 +136,7 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Tensor:
     """input with value, a number or a 0-d tensor, wherever mask is True; the dtype stays input's, as in torch."""
     x, fill = as_tensor(input), as_operand(value)
     if np.ndim(fill):
-        raise ValueError(f"masked_fill: value: got shape {np.shape(fill)}, expected a number or a 0-d tensor")
+        raise ArgumentError(f"masked_fill: value: got shape {np.shape(fill)}, expected a number or a 0-d tensor")
     if hasattr(fill, "dtype"):
         fill = to(fill, x.dtype)
     elif x.dtype.kind not in INEXACT and fill is not None:

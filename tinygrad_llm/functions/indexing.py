@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, unwrap_index
-from tinygrad_llm.functions.base import as_tensor, axis_of, no_view, spelled
+from tinygrad_llm.functions.base import as_tensor, axis_of, no_view, only, spelled
 from tinygrad_llm.functions.elementwise import add, broadcast_shape, mul, where
 from tinygrad_llm.functions.shapes import broadcast_to, getitem, reshape
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, shape
@@ -17,8 +17,9 @@ from tinygrad_llm.ops.opaque import as_values
 
 
 @spelled
-def gather(input: Any, dim: int, index: Any) -> Tensor:
+def gather(input: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Tensor:
     """out[i, j, k] = input[i, index[i, j, k], k] for dim 1; index may be smaller than input along the other axes."""
+    only("gather", "sparse_grad", sparse_grad)
     i = _integers("gather", index)
     if not i.size:
         axis_of("gather", input, dim)

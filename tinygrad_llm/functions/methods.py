@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,18 @@ for _function in (
     i.index_add, i.index_put, i.index_select, i.scatter_add, i.take_along_dim,
 ):
     METHODS[_function.__name__] = _function
+
+
+@functools.wraps(s.squeeze)
+def _squeeze(self: Tensor, *dim: Any, **named: Any) -> Tensor:
+    return s.squeeze(self, dim, **named) if len(dim) > 1 else s.squeeze(self, *dim, **named)
+
+
+METHODS |= {  # whose arguments are not the function's
+    "squeeze": _squeeze,
+    "split": lambda self, split_size, dim=0: s.split(self, split_size, dim),
+    "norm": lambda self, p="fro", dim=None, keepdim=False, dtype=None: r.norm(self, p, dim, keepdim, dtype=dtype),
+}
 METHODS |= storage.METHODS | {name: _compare(ufunc) for name, ufunc in {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}.items()}
 _INPLACE = (  # `add_` and so on, where there is an `add`

@@ -28,7 +28,7 @@ from tinygrad_llm.functions.base import (
 from tinygrad_llm.functions.elementwise import abs, maximum, minimum, mul, pow, sqrt, square, where, without_slope
 from tinygrad_llm.functions.indexing import take_along_dim
 from tinygrad_llm.functions.shapes import cat, copied, reshape, squeeze, transpose
-from tinygrad_llm.ops import Op, elementwise, nn, reduce
+from tinygrad_llm.ops import ArgumentError, Op, elementwise, nn, reduce
 from tinygrad_llm.ops.opaque import any_of, as_values
 from tinygrad_llm.ops.reduce import axes_of
 
@@ -44,10 +44,15 @@ def _reduced(op: Op, x: Any, dim: Dim, keepdim: bool) -> Tensor:
     return apply(op, x, dim=dims_of(op.name, x, dim), keepdim=keepdim)
 
 
+def _in(dtype: Any, x: Tensor) -> Tensor:
+    """x in the dtype that was asked for: NumPy adds small integers as int64."""
+    return x if dtype is None else to(x, dtype)
+
+
 @spelled
 def sum(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Σ over dim (None: over all axes); 0 over nothing. Integers and booleans give int64."""
-    return _reduced(reduce.sum, summable(input, dtype), dim, keepdim)
+    return _in(dtype, _reduced(reduce.sum, summable(input, dtype), dim, keepdim))
 
 
 @spelled
@@ -58,13 +63,13 @@ def mean(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = Non
 
 
 @spelled
-def amax(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
+def amax(input: Any, dim: Dim = (), keepdim: bool = False) -> Tensor:
     """The largest over dim; ties share the gradient."""
     return _reduced(reduce.amax, as_tensor(input), dim, keepdim)
 
 
 @spelled
-def amin(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
+def amin(input: Any, dim: Dim = (), keepdim: bool = False) -> Tensor:
     """The smallest over dim; ties share the gradient."""
     return _reduced(reduce.amin, as_tensor(input), dim, keepdim)
 
@@ -157,7 +162,7 @@ def _halved(x: Any) -> Any:
 @spelled
 def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     """Σ of the elements so far, along dim. Integers and booleans give int64."""
-    return apply(reduce.cumsum, summable(input, dtype), dim=whole("cumsum", "dim", dim))
+    return _in(dtype, apply(reduce.cumsum, summable(input, dtype), dim=whole("cumsum", "dim", dim)))
 
 
 @spelled
@@ -262,5 +267,5 @@ def _powers(x: Tensor, p: float) -> Tensor:
 def norm(input: Any, p: float | str | None = "fro", dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """vector_norm over dim, or over all axes; "fro" and None mean 2. Errors: ValueError for a norm of matrices ("nuc")."""
     if isinstance(p, str) and p != "fro":
-        raise ValueError(f"norm: p: got {p!r}, expected a number or 'fro'")
+        raise ArgumentError(f"norm: p: got {p!r}, expected a number or 'fro'")
     return vector_norm(input, 2 if p is None or isinstance(p, str) else p, dim, keepdim, dtype=dtype)

@@ -15,7 +15,6 @@ from tinygrad_llm.autograd.modes import active_recorder
 from tinygrad_llm.functions import (
     add,
     as_operand,
-    as_tensor,
     broadcast_to,
     elementwise,
     exp,
@@ -36,9 +35,9 @@ from tinygrad_llm.functions import (
     unsqueeze,
     where,
 )
-from tinygrad_llm.functions.base import no_view, only_floats, promoted, whole, whole_tuple
+from tinygrad_llm.functions.base import as_tensor, no_view, only, only_floats, promoted, whole, whole_tuple
 from tinygrad_llm.functions.elementwise import broadcast_shape
-from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, linalg, losses, nn
+from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, ShapeError, linalg, losses, nn
 from tinygrad_llm.ops import attention as attention_ops
 from tinygrad_llm.ops import elementwise as ops
 from tinygrad_llm.ops.attention import attention, look_ahead
@@ -157,13 +156,14 @@ def _rows(name: str, input: Any, normalized_shape: int | tuple[int, ...]) -> tup
 
 def embedding(
     input: Any, weight: Any, padding_idx: int | None = None, max_norm: float | None = None, norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
+    scale_grad_by_freq: bool = False, sparse: bool = False,
 ) -> Tensor:
     """Row input[...] of weight.   input int [...], weight [V, d] → [..., d]
 
     The row padding_idx, which may count from the end, takes no gradient. max_norm first scales the rows of weight itself
     that are looked up and longer, by norm_type, than that. scale_grad_by_freq divides gradients by how often a row occurs.
     """
+    only("embedding", "sparse", sparse)
     ids = as_values(input)
     if max_norm is not None:
         _shorten_rows(weight, np.asarray(ids), max_norm, norm_type)
@@ -195,9 +195,9 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
     if classes.dtype != np.int64:
         raise DtypeError(f"one_hot: tensor: got dtype {classes.dtype}, expected int64")
     if whole("one_hot", "num_classes", num_classes) < -1:
-        raise ValueError(f"one_hot: num_classes: got {num_classes}, expected −1 or a number of classes")
+        raise ArgumentError(f"one_hot: num_classes: got {num_classes}, expected −1 or a number of classes")
     if num_classes < 1 and not classes.size:
-        raise ValueError("one_hot: num_classes: got none for a tensor without elements, expected a number")
+        raise ArgumentError("one_hot: num_classes: got none for a tensor without elements, expected a number")
     n = int(classes.max()) + 1 if num_classes < 0 else num_classes
     check_below(classes, n, "one_hot: tensor", "number of classes")
     return Tensor.from_array((classes[..., None] == np.arange(n)).astype(np.int64))
@@ -259,7 +259,7 @@ def scaled_dot_product_attention(
     has g times as many heads (axis −3) as key and value, each of which serves g of them: Ainslie et al. 2023, arXiv:2305.13245.
     """
     if attn_mask is not None and is_causal:
-        raise ValueError("scaled_dot_product_attention: attn_mask: got a mask together with is_causal, expected one of them")
+        raise ArgumentError("scaled_dot_product_attention: attn_mask: got a mask together with is_causal, expected one of them")
     scale = scale.item() if isinstance(scale, Tensor) else scale
     if scale is not None and not isinstance(scale, numbers.Real):
         raise TypeError(f"scaled_dot_product_attention: scale: got {scale!r}, expected a number")
@@ -318,11 +318,11 @@ def cross_entropy(
     x, soft, target = only_floats("cross_entropy", input), target, as_values(target)
     reduction, ignored = _reduction(size_average, reduce, reduction), whole("cross_entropy", "ignore_index", ignore_index)
     if not isinstance(label_smoothing, numbers.Real) or not 0 <= label_smoothing <= 1:
-        raise ValueError(f"cross_entropy: label_smoothing: got {label_smoothing!r}, expected a number in [0, 1]")
+        raise ArgumentError(f"cross_entropy: label_smoothing: got {label_smoothing!r}, expected a number in [0, 1]")
     classes = 0 if x.ndim == 1 else 1
     if target.dtype.kind == "f" and target.shape == x.shape:
         if ignored >= 0:
-            raise ValueError(f"cross_entropy: ignore_index: got {ignore_index} beside probabilities, expected class indices")
+            raise ArgumentError(f"cross_entropy: ignore_index: got {ignore_index} beside probabilities, expected class indices")
         return _soft_cross_entropy(x, soft, weight, reduction, label_smoothing, classes)
     expected = x.shape[:classes] + x.shape[classes + 1 :]
     if target.shape != expected:
@@ -461,7 +461,7 @@ def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -
 
 def _check_reduction(name: str, reduction: str, allowed: tuple[str, ...]) -> None:
     if reduction not in allowed:
-        raise ValueError(f"{name}: reduction: got {reduction!r}, expected one of {allowed}")
+        raise ArgumentError(f"{name}: reduction: got {reduction!r}, expected one of {allowed}")
 
 
 def _reduced(loss: Tensor, reduction: str) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.polynomial import chebyshev
 
 from tinygrad_llm.ops.declare import Vjp, compute, op
+from tinygrad_llm.ops.errors import ArgumentError
 
 
 def _is_number(x: Any) -> bool:
@@ -275,7 +276,7 @@ def gelu(x: Any, approximate: str = "none") -> tuple[Any, Vjp]:
         normal = 0.5 * np.tanh((x * x * (c * cubic) + c) * x) + 0.5
         return x * normal, lambda g: (g * (normal + normal * (1 - normal) * ((x * x * (6 * c * cubic) + 2 * c) * x)),)
     if approximate != "none":
-        raise ValueError(f"gelu: approximate: got {approximate!r}, expected 'none' or 'tanh'")
+        raise ArgumentError(f"gelu: approximate: got {approximate!r}, expected 'none' or 'tanh'")
     normal = _normal(x)
     return x * normal, lambda g: (g * (normal + np.exp(x * x * -0.5) * x * (1 / math.sqrt(2 * math.pi))),)
 

@@ -9,5 +9,9 @@ class DtypeError(TypeError, RuntimeError):
     """An argument has a dtype that the op does not take (NumPy: TypeError, torch: RuntimeError)."""
 
 
-class IndexRangeError(IndexError, ValueError):
-    """An index lies outside the axis that it indexes."""
+class ArgumentError(ValueError, RuntimeError):
+    """An argument has a value that is not allowed (Python: ValueError, torch: mostly RuntimeError)."""
+
+
+class IndexRangeError(IndexError, ValueError, RuntimeError):
+    """An index lies outside the axis that it indexes (in torch RuntimeError where the index is a tensor's element)."""
