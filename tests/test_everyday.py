@@ -432,6 +432,26 @@ m.func.hessian(lambda t: (t ** 3).sum())(v)
 m.autograd.grad((x * y).sum(), x)
 m.autograd.grad((x * y).sum(), [x, y])
 m.autograd.grad(x * y, x, grad_outputs=m.ones(2, 3))
+x == None
+x != None
+x == "a"
+x != "a"
+x.any(dim=(0, 1))
+b.any(dim=[])
+b.all(())
+b.any(dim=[0, 1])
+s.any(0)
+e.any(1)
+e.all(0)
+m.arange(1.5, dtype=i64)
+m.arange(-0.5, 3, dtype=i64)
+m.arange(0.7, 5.9, 1.5, dtype=i64)
+m.arange(0, 3, 0.5, dtype=i32)
+m.arange(2.7)
+i.int().sum()
+i.cumsum(0, dtype=i32)
+x.detach().sum(dtype=i64)
+x.detach().prod(0, dtype=i32)
 [t for t in v]
 [len(r) for r in x]
 float(s), int(s), bool(s)
@@ -505,6 +525,20 @@ x.masked_fill(i, 0)
 x.div(2, rounding_mode="up")
 m.einsum("ij,jk->ik", x)
 x.round(1)
+x.sum(dtype=i64)
+x.prod(0, dtype=i32)
+x.cumsum(0, dtype=i64)
+x.mean(dtype=i64)
+x.detach().mean(dtype=i64)
+m.arange(0, 3, 0.5, dtype=i64)
+x < None
+x > "a"
+x & None
+x.eq(None)
+x.lt("a")
+b.any(2)
+b.any((0, 0))
+b.any(dim=0.5)
 """.strip().splitlines()
 
 

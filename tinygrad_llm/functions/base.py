@@ -138,11 +138,16 @@ def only_floats(name: str, input: Any) -> Any:
     return x
 
 
-def summable(input: Any, dtype: Any = None) -> Any:
-    """An operand of a sum: integers and booleans are added as int64, as in torch, unless a dtype is asked for."""
+def summable(name: str, input: Any, dtype: Any = None) -> Any:
+    """An operand of a sum: integers and booleans are added as int64, as in torch, unless a dtype is asked for.
+
+    Errors: DtypeError for a dtype that is not floating where a gradient would be lost.
+    """
     x = as_tensor(input)
     if dtype is None and x.dtype.kind in "biu":
         dtype = np.int64
+    elif dtype is not None and np.dtype(dtype).kind not in INEXACT and is_grad_enabled() and getattr(x, "requires_grad", False):
+        raise DtypeError(f"{name}: dtype: got {np.dtype(dtype)} for an input that requires grad, expected a floating dtype")
     return x if dtype is None else to(x, dtype)
 
 

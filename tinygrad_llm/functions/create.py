@@ -98,9 +98,13 @@ def arange(
     if end is None and (start is None or step != 1):
         raise TypeError(f"arange: end: got none beside start = {start} and step = {step}, expected a number")
     start, end = (0, start) if end is None else (0 if start is None else start, end)
+    if dtype is not None and np.dtype(dtype) == np.int64:
+        start, end, step = int(start), int(end), int(step)
     if step == 0 or (end - start) / step < 0:
         raise ShapeError(f"arange: step: got {step} from {start} to {end}, expected one that leads from start to end")
     values = np.arange(start, end, step)
+    if dtype is not None and np.dtype(dtype).kind in "iu":  # without the fractions of start and step, as in torch
+        values = int(start) + int(step) * np.arange(len(values))
     dtype = np.float32 if dtype is None and values.dtype.kind == "f" else dtype
     return Tensor(values, requires_grad, dtype)
 

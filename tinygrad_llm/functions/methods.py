@@ -20,7 +20,22 @@ def _reversed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _compare(ufunc: Any) -> Callable[..., Tensor]:
-    return lambda self, other: Tensor.from_array(as_values(ufunc(as_values(self), as_values(other))))
+    def method(self: Tensor, other: Any) -> Tensor:
+        if _is_no_number(other):
+            raise TypeError(f"{ufunc.__name__}: other: got {other!r}, expected a tensor or a number")
+        return Tensor.from_array(as_values(ufunc(as_values(self), as_values(other))))
+
+    return method
+
+
+def _is_no_number(other: Any) -> bool:
+    return other is None or isinstance(other, str)
+
+
+def _operator(ufunc: Any) -> Callable[..., Any]:
+    """A comparison as an operator: beside what is no number it is Python's, which says False, True or TypeError."""
+    method = _compare(ufunc)
+    return lambda self, other: NotImplemented if _is_no_number(other) else method(self, other)
 
 
 METHODS: dict[str, Any] = {
@@ -28,9 +43,9 @@ METHODS: dict[str, Any] = {
     "__rmul__": _reversed(e.mul), "__truediv__": e.div, "__rtruediv__": _reversed(e.div), "__pow__": e.pow,
     "__rpow__": _reversed(e.pow), "__matmul__": p.matmul, "__rmatmul__": _reversed(p.matmul), "__neg__": e.neg,
     "__abs__": e.abs, "__getitem__": s.getitem,
-    "__eq__": _compare(np.equal), "__ne__": _compare(np.not_equal), "__lt__": _compare(np.less),
-    "__le__": _compare(np.less_equal), "__gt__": _compare(np.greater), "__ge__": _compare(np.greater_equal),
-    "__and__": _compare(np.bitwise_and), "__or__": _compare(np.bitwise_or), "__xor__": _compare(np.bitwise_xor),
+    "__eq__": _operator(np.equal), "__ne__": _operator(np.not_equal), "__lt__": _operator(np.less),
+    "__le__": _operator(np.less_equal), "__gt__": _operator(np.greater), "__ge__": _operator(np.greater_equal),
+    "__and__": _operator(np.bitwise_and), "__or__": _operator(np.bitwise_or), "__xor__": _operator(np.bitwise_xor),
     "__invert__": lambda self: Tensor.from_array(as_values(~as_values(self))),
     "T": property(lambda self: s.permute(self, tuple(reversed(range(self.ndim))))),
     "mT": property(lambda self: s.transpose(self, -1, -2)),

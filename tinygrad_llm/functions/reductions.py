@@ -52,7 +52,7 @@ def _in(dtype: Any, x: Tensor) -> Tensor:
 @spelled
 def sum(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Σ over dim (None: over all axes); 0 over nothing. Integers and booleans give int64."""
-    return _in(dtype, _reduced(reduce.sum, summable(input, dtype), dim, keepdim))
+    return _in(dtype, _reduced(reduce.sum, summable("sum", input, dtype), dim, keepdim))
 
 
 @spelled
@@ -139,7 +139,7 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: An
     Halves are multiplied with each other until one factor is left: each gradient is then the product of all the others,
     also where some of them are zero.
     """
-    x = summable(input, dtype)
+    x = summable("prod", input, dtype)
     axis = 0 if dim is None else axis_of("prod", x, dim)
     if dim is None or not x.ndim:
         return no_view(reshape(_halved(reshape(x, -1)), (1,) * x.ndim if keepdim else ()))
@@ -162,7 +162,7 @@ def _halved(x: Any) -> Any:
 @spelled
 def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     """Σ of the elements so far, along dim. Integers and booleans give int64."""
-    return _in(dtype, apply(reduce.cumsum, summable(input, dtype), dim=whole("cumsum", "dim", dim)))
+    return _in(dtype, apply(reduce.cumsum, summable("cumsum", input, dtype), dim=whole("cumsum", "dim", dim)))
 
 
 @spelled

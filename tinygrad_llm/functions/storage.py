@@ -11,7 +11,8 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.functions import create, elementwise, reductions, shapes
-from tinygrad_llm.functions.base import axis_of, only, spelled, to
+from tinygrad_llm.functions.base import axis_of, dims_of, only, spelled, to
+from tinygrad_llm.ops.reduce import axes_of
 
 CASTS = {"double": np.float64, "float": np.float32, "half": np.float16, "long": np.int64, "int": np.int32, "short": np.int16,
          "char": np.int8, "byte": np.uint8, "bool": np.bool_}
@@ -109,10 +110,11 @@ def nonzero(self: Tensor, *, as_tuple: bool = False) -> Any:
     return Tensor.from_array(np.argwhere(np.asarray(self)))
 
 
-def _truth(function: Any) -> Callable[..., Tensor]:
+def _truth(name: str, function: Any) -> Callable[..., Tensor]:
     @spelled
     def method(self: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-        return Tensor.from_array(np.asarray(function(np.asarray(self), axis=dim, keepdims=keepdim)))
+        axes = None if dim is None else axes_of(name, self, dims_of(name, self, dim)) if dim not in ((), []) else ()
+        return Tensor.from_array(np.asarray(function(np.asarray(self), axis=axes if self.ndim else None, keepdims=keepdim)))
 
     return method
 
@@ -141,7 +143,7 @@ METHODS: dict[str, Any] = {
     "argmin": reductions.argmin, "floor": _rounded(np.floor), "ceil": _rounded(np.ceil), "trunc": _rounded(np.trunc),
     "round": lambda self, *, decimals=0: elementwise.without_slope(np.round(np.asarray(self), decimals), self),
     "isnan": _constant(np.isnan), "isinf": _constant(np.isinf), "isfinite": _constant(np.isfinite),
-    "any": _truth(np.any), "all": _truth(np.all), "nonzero": nonzero,
+    "any": _truth("any", np.any), "all": _truth("all", np.all), "nonzero": nonzero,
     "equal": lambda self, other: bool(np.array_equal(np.asarray(self), np.asarray(other))),
     "allclose": lambda self, other, rtol=1e-5, atol=1e-8, equal_nan=False: bool(
         np.allclose(np.asarray(self), np.asarray(other), rtol, atol, equal_nan)),
