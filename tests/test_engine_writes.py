@@ -17,7 +17,7 @@ every_write = pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 
 
 def leaf(*values):
-    return tensor(np.array(values or (1.0, 2.0, 3.0)), True)
+    return tensor(np.array(values or (1.0, 2.0, 3.0)), requires_grad=True)
 
 
 @every_write

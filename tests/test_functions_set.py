@@ -63,7 +63,7 @@ def second(m, call, arrays):
     gradients = torch.autograd.grad if m is torch else grad
     with warnings.catch_warnings(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         warnings.simplefilter("ignore", UserWarning)
-        inputs = [torch.tensor(a, requires_grad=True) if m is torch else tg.tensor(a, True) for a in arrays]
+        inputs = [torch.tensor(a, requires_grad=True) if m is torch else tg.tensor(a, requires_grad=True) for a in arrays]
         out = call(m, *inputs)
         outs = [o for o in (out if isinstance(out, tuple) else [out]) if o.requires_grad]
         loss = sum([(o * o * waves(m, o.shape)).sum() for o in outs])
@@ -447,7 +447,7 @@ def test_what_torch_refuses_is_refused_in_one_line(call):
 
 def test_slices_with_negative_steps_are_numpys():
     """torch refuses them; NumPy does not, and nothing about them is ambiguous."""
-    x = tg.tensor(X, True)
+    x = tg.tensor(X, requires_grad=True)
     np.testing.assert_array_equal(x[::-1, 2:0:-1].numpy(), X[::-1, 2:0:-1])
     g = np.arange(4.0, dtype=np.float32).reshape(2, 2)
     (d,) = grad(x[::-1, 2:0:-1], x, g)
@@ -465,7 +465,7 @@ def test_flip_and_roll_copy_bit_by_bit(x):
 
 
 def test_the_last_value_of_a_repeated_place_stays_and_takes_the_gradient():
-    x, y = tg.tensor([1.0, 2.0], True), tg.tensor([3.0, 4.0], True)
+    x, y = tg.tensor([1.0, 2.0], requires_grad=True), tg.tensor([3.0, 4.0], requires_grad=True)
     out = tg.index_put(x, (tg.tensor([0, 0]),), y)
     assert out.tolist() == [4, 2]
     (out * tg.tensor([5.0, 7.0])).sum().backward()

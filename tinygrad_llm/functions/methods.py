@@ -9,6 +9,8 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor, inplace
 from tinygrad_llm.functions import elementwise, indexing, products, reductions, shapes, storage
+from tinygrad_llm.functions.base import as_operand, promoted, result_type
+from tinygrad_llm.ops import DtypeError
 from tinygrad_llm.ops.opaque import as_values
 
 e, r, p, s, i = elementwise, reductions, products, shapes, indexing
@@ -22,6 +24,17 @@ def _compare(ufunc: Any) -> Callable[..., Tensor]:
     return lambda self, other: Tensor.from_array(as_values(ufunc(as_values(self), as_values(other))))
 
 
+def _bitwise(name: str, ufunc: Any) -> Callable[..., Tensor]:
+    def method(self: Tensor, other: Any) -> Tensor:
+        x, y = promoted(as_operand(self), as_operand(other))
+        if (dtype := result_type(x, y)).kind not in "biu":
+            raise DtypeError(f"{name}: got {dtype}, expected integers or booleans")
+        return Tensor.from_array(as_values(ufunc(as_values(x), as_values(y))))
+
+    return method
+
+
+_and, _or, _xor = [_bitwise(f.__name__, f) for f in (np.bitwise_and, np.bitwise_or, np.bitwise_xor)]
 METHODS: dict[str, Any] = {
     "__add__": e.add, "__radd__": _reversed(e.add), "__sub__": e.sub, "__rsub__": _reversed(e.sub), "__mul__": e.mul,
     "__rmul__": _reversed(e.mul), "__truediv__": e.div, "__rtruediv__": _reversed(e.div), "__pow__": e.pow,
@@ -29,7 +42,7 @@ METHODS: dict[str, Any] = {
     "__abs__": e.abs, "__getitem__": s.getitem,
     "__eq__": _compare(np.equal), "__ne__": _compare(np.not_equal), "__lt__": _compare(np.less),
     "__le__": _compare(np.less_equal), "__gt__": _compare(np.greater), "__ge__": _compare(np.greater_equal),
-    "__and__": _compare(np.bitwise_and), "__or__": _compare(np.bitwise_or), "__xor__": _compare(np.bitwise_xor),
+    "__and__": _and, "__or__": _or, "__xor__": _xor, "__rand__": _and, "__ror__": _or, "__rxor__": _xor,
     "__invert__": lambda self: Tensor.from_array(as_values(~as_values(self))),
     "T": property(lambda self: s.permute(self, tuple(reversed(range(self.ndim))))),
     "mT": property(lambda self: s.transpose(self, -1, -2)),

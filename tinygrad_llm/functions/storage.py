@@ -9,7 +9,9 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.functions import create, elementwise, reductions, shapes
-from tinygrad_llm.functions.base import axis_of, to
+from tinygrad_llm.functions.base import axis_of, spelled, to
+from tinygrad_llm.ops import DtypeError
+from tinygrad_llm.ops.reduce import axes_of
 
 CASTS = {"double": np.float64, "float": np.float32, "half": np.float16, "long": np.int64, "int": np.int32, "short": np.int16,
          "char": np.int8, "byte": np.uint8, "bool": np.bool_}
@@ -28,8 +30,7 @@ def cast(self: Tensor, *args: Any, dtype: Any = None, device: Any = None, non_bl
             device = arg
         elif not isinstance(arg, bool):
             dtype = arg
-    if device not in (None, "cpu"):
-        raise ValueError(f"to: device: got {device!r}, expected 'cpu'")
+    create.check_device("to", device)
     out = self if dtype is None else to(self, _dtype("to", dtype))
     return out.clone() if copy and out is self else out
 
@@ -41,8 +42,8 @@ def _dtype(name: str, dtype: Any) -> np.dtype:
         raise TypeError(f"{name}: dtype: got {dtype!r}, expected a dtype of NumPy's") from None
 
 
-def _cast_to(dtype: Any) -> Callable[[Tensor], Tensor]:
-    return lambda self: to(self, dtype)
+def _cast_to(dtype: Any) -> Callable[..., Tensor]:
+    return lambda self, memory_format=None: to(self, dtype)  # a memory format would change strides alone
 
 
 def type_(self: Tensor, dtype: Any = None) -> Any:
@@ -65,16 +66,16 @@ def contiguous(self: Tensor) -> Tensor:
 
 
 def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def method(self: Tensor, *args: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-        return make(*args, dtype=self.dtype if dtype is None else dtype, requires_grad=requires_grad)
+    def method(self: Tensor, *args: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
+        return make(*args, dtype=self.dtype if dtype is None else dtype, device=device, requires_grad=requires_grad)
 
     method.__doc__ = f"{make.__name__}, by default in this tensor's dtype."
     return method
 
 
-def new_tensor(self: Tensor, data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+def new_tensor(self: Tensor, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A new tensor of the data, by default in this tensor's dtype."""
-    return Tensor(data, requires_grad, self.dtype if dtype is None else dtype)
+    return create.tensor(data, dtype=self.dtype if dtype is None else dtype, device=device, requires_grad=requires_grad)
 
 
 def masked_select(self: Tensor, mask: Any) -> Tensor:
@@ -90,14 +91,33 @@ def _constant(function: Any) -> Callable[..., Tensor]:
 
 
 def _truth(function: Any) -> Callable[..., Tensor]:
+    @spelled
     def method(self: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-        return Tensor.from_array(np.asarray(function(np.asarray(self), axis=dim, keepdims=keepdim)))
+        axes = axes_of(function.__name__, self, dim)
+        found = np.asarray(function(np.asarray(self), axis=axes, keepdims=keepdim))
+        return Tensor.from_array(found.astype(self.dtype) if self.dtype == np.uint8 else found)  # torch's only exception
 
     return method
 
 
 def _rounded(function: Any) -> Callable[[Tensor], Tensor]:
     return lambda self: elementwise.without_slope(function(np.asarray(self)), self)
+
+
+def round(self: Tensor, *, decimals: int = 0) -> Tensor:
+    """The nearest number with so many decimals, the even one of two; negative decimals round to tens, hundreds, …"""
+    x, scale = np.asarray(self), self.dtype.type(10.0 ** abs(decimals)) if self.dtype.kind == "f" else 1
+    if decimals and self.dtype.kind != "f":
+        raise DtypeError(f"round: decimals: got {decimals} for {self.dtype}, expected 0 for integers")
+    values = np.round(x) if not decimals else np.round(x * scale) / scale if decimals > 0 else np.round(x / scale) * scale
+    return elementwise.without_slope(values, self)
+
+
+def nonzero(self: Tensor, *, as_tuple: bool = False) -> Any:
+    """The indices of what is not 0: a row each, or a tensor for each axis."""
+    found = np.argwhere(np.asarray(self))
+    return tuple([Tensor.from_array(i) for i in np.nonzero(np.atleast_1d(np.asarray(self)))]) if as_tuple else (
+        Tensor.from_array(found))
 
 
 METHODS: dict[str, Any] = {
@@ -117,9 +137,9 @@ METHODS: dict[str, Any] = {
     "clip": elementwise.clamp, "clamp_min": lambda self, min: elementwise.clamp(self, min=min),
     "clamp_max": lambda self, max: elementwise.clamp(self, max=max), "masked_select": masked_select,
     "argmin": reductions.argmin, "floor": _rounded(np.floor), "ceil": _rounded(np.ceil), "trunc": _rounded(np.trunc),
-    "round": _rounded(np.round),
+    "round": round,
     "isnan": _constant(np.isnan), "isinf": _constant(np.isinf), "isfinite": _constant(np.isfinite),
-    "any": _truth(np.any), "all": _truth(np.all), "nonzero": lambda self: Tensor.from_array(np.argwhere(np.asarray(self))),
+    "any": _truth(np.any), "all": _truth(np.all), "nonzero": nonzero,
     "equal": lambda self, other: bool(np.array_equal(np.asarray(self), np.asarray(other))),
     "allclose": lambda self, other, rtol=1e-5, atol=1e-8, equal_nan=False: bool(
         np.allclose(np.asarray(self), np.asarray(other), rtol, atol, equal_nan)),
