@@ -225,6 +225,7 @@ EVERYWHERE = {  # `parameter: what` of any callable
     "out: missing": "torch refuses it where a gradient is wanted; x.add_(y) and x[...] = y write, with their gradients",
     "layout: missing": "an array has strides, and no other layout to name",
     "memory_format: missing": "as layout",
+    "memory_format: ours alone": "torch takes it in casts, x.float(memory_format=...), where its stubs leave it out",
     "names: missing": "named tensors, which torch calls a prototype",
     "out_dtype: missing": "of CUDA's products of halves",
     "generator: ours alone": "a drawing function can be given NumPy's generator",
@@ -246,8 +247,6 @@ HERE = {
        for rest in ("args: missing", "equation: ours alone", "operands: ours alone")},
     "norm: dtype: place None, in torch 5": "behind out",
     "result_type": "takes any number of operands",
-    "nn.functional.linear_cross_entropy: options: missing":
-        "the vocabulary always goes by in chunks; their size follows from the shapes",
     "autograd.RemovableHandle": "made by register_hook and not by users",
 }
 REASONS = {**{f"*: {key}": reason for key, reason in EVERYWHERE.items()}, **HERE}

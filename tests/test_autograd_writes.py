@@ -46,7 +46,7 @@ class Program:
     """Statements run on torch and on ours beside each other; a statement that torch refuses is left out of both."""
 
     def __init__(self):
-        self.ours = [Tensor(a, i < 2) for i, a in enumerate(START)]
+        self.ours = [Tensor.of(a, i < 2) for i, a in enumerate(START)]
         self.torch = [torch.tensor(a, requires_grad=i < 2) for i, a in enumerate(START)]
         self.done = []
 

@@ -18,7 +18,7 @@ LENGTH = 100_000
 
 
 def leaf(*shape, dtype=np.float64, seed=0):
-    return Tensor(np.random.default_rng(seed).uniform(0.5, 1.5, shape).astype(dtype), True)
+    return Tensor.of(np.random.default_rng(seed).uniform(0.5, 1.5, shape).astype(dtype), True)
 
 
 def broken(name, vjp):

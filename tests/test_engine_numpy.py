@@ -187,8 +187,8 @@ def test_a_tensor_becomes_an_array():
 
 
 def test_an_array_on_the_left_is_no_array_of_objects():
-    x = tensor(np.ones(3), requires_grad=True)
-    for out in (np.ones(3) * x, np.ones(3) == tensor(np.ones(3)), np.ones(3) < tensor(np.ones(3))):
+    one = tensor(np.ones(3), requires_grad=True)
+    for out in (np.ones(3) * one, np.ones(3) == one, np.ones(3) < one):
         assert isinstance(out, Tensor)
         assert out.dtype != object
 

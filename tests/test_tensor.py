@@ -107,8 +107,8 @@ def test_deepcopy_is_a_leaf_of_its_own():
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("tensor", [ours.tensor([1.0, 2.0], requires_grad=True), Parameter(np.ones((2, 3))), ours.tensor(2),
-                                    ours.zeros(0, 2),
+@pytest.mark.parametrize("tensor", [
+    ours.tensor([1.0, 2.0], requires_grad=True), Parameter(np.ones((2, 3))), ours.tensor(2), ours.zeros(0, 2),
                                     ours.tensor(np.arange(6.0).reshape(2, 3)).T])
 def test_a_leaf_survives_pickling(tensor, protocol):
     back = pickle.loads(pickle.dumps(tensor, protocol))
@@ -147,7 +147,7 @@ def test_what_shares_memory_in_torch_shares_it_here_and_nothing_else(op):
     """Or a write into a result would reach its argument in one of the two only."""
     for seed in range(20):
         case = draw_call(op, Seeded(seed))
-        args = [Tensor(a) if is_float(a) else a for a in case.args]
+        args = [Tensor.of(a) if is_float(a) else a for a in case.args]
         out = apply(op, *args, **case.options)
         if not out.size or not out.numpy().flags.writeable:
             continue

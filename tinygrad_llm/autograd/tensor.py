@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from tinygrad_llm.autograd.modes import (
     is_grad_enabled,
 )
 from tinygrad_llm.autograd.views import View, family
-from tinygrad_llm.ops import IndexRangeError, Op, ShapeError
+from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, Op, ShapeError
 
 
 class Size(int):
@@ -76,9 +77,21 @@ class Tensor:
         def __matmul__(self, other: Any) -> Tensor: ...
         def __neg__(self) -> Tensor: ...
 
-    def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None) -> None:
-        self._begin(as_array(data, dtype))
-        self.requires_grad_(requires_grad)
+    def __init__(self, data: Any = (), *, device: Any = None) -> None:
+        """torch.Tensor(data): float32, whatever the data are; of a tensor, its memory. `tensor` is what keeps dtypes.
+
+        Errors: TypeError for a number, which torch takes for a size.
+        """
+        if device not in (None, "cpu") or isinstance(data, int | float | np.generic):
+            raise TypeError(f"Tensor: data: got {data!r}, expected a sequence or an array, on 'cpu'; "
+                            "use tensor() for a number, zeros() for a size")
+        self._begin(data._array if isinstance(data, Tensor) else as_array(data, np.float32))
+        self._version = data._version if isinstance(data, Tensor) else self._version
+
+    @classmethod
+    def of(cls, data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
+        """A copy of the data as a leaf: what `tensor` makes."""
+        return cls.from_array(as_array(data, dtype)).requires_grad_(requires_grad)
 
     def _begin(self, array: np.ndarray) -> None:
         self._array, self._node, self._requires_grad, self._version, self.grad = array, None, False, Version(), None
@@ -304,7 +317,8 @@ class Tensor:
         if method == "__call__" and ufunc in NUMPY and not kwargs:
             return NUMPY[ufunc](*inputs)
         if "out" in kwargs:
-            raise TypeError(f"{ufunc.__name__}: out: got {kwargs['out']}, expected none: a gradient cannot follow a write")
+            raise TypeError(f"{ufunc.__name__}: got an ndarray to write a tensor's values into (out=, or +=), expected none: "
+                            "a gradient cannot follow; use a + b")
         plain = _plain(inputs, _read_only)
         result = getattr(ufunc, method)(*plain, **kwargs)
         return _constant(ufunc, result)
@@ -394,9 +408,17 @@ def unwrap_index(index: Any) -> Any:
     """An index as NumPy takes it: tensors become arrays. Of integers alone, or of nothing, it gets an ellipsis, or the element
     that it names would be a copy, where torch gives a view."""
     if not isinstance(index, tuple):
-        return unwrap_index((index,)) if _is_integer(index) else _plain([index])[0]
-    parts = tuple([int(p) if _is_integer(p) else _plain([p])[0] for p in index])
+        return unwrap_index((index,)) if _is_integer(index) else _part(index)
+    parts = tuple([int(p) if _is_integer(p) else _part(p) for p in index])
     return (*parts, ...) if all(type(p) is int for p in parts) else parts
+
+
+def _part(part: Any) -> Any:
+    """Errors: DtypeError for an array of uint8, which is a mask to torch and places to NumPy."""
+    part = _plain([part])[0]
+    if getattr(part, "dtype", None) == np.uint8:
+        raise DtypeError("index: got dtype uint8, a mask to torch and places to NumPy, expected int64 (places) or bool (mask)")
+    return part
 
 
 def _is_integer(part: Any) -> bool:
@@ -415,16 +437,22 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray:
         return data if dtype is None else data.astype(dtype)
     try:
         array = np.array(data, dtype=dtype)
+    except OverflowError as error:
+        raise ArgumentError(f"tensor: data: got {data!r:.80}, expected numbers that the dtype can hold: {error}") from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"tensor: data: got {type(data).__name__}, expected numbers in a regular nesting: {error}") from None
     if array.dtype.kind not in "biuf":
         raise TypeError(f"tensor: data: got dtype {array.dtype}, expected real numbers or booleans")
-    if dtype is None and array.dtype == np.float64 and not isinstance(data, np.ndarray | np.generic) and not _has_arrays(data):
-        array = array.astype(np.float32)
-    return array
+    if dtype is None and array.dtype.kind == "f" and isinstance(data, tuple | list):
+        return array.astype(functools.reduce(np.promote_types, _float_dtypes(data), np.dtype(np.float16)))
+    return array.astype(np.float32) if dtype is None and type(data) is float else array
 
 
-def _has_arrays(data: Any) -> bool:
+def _float_dtypes(data: Any) -> set[np.dtype]:
+    """The floating dtypes of the elements of nested lists: float32 for Python's floats."""
     if isinstance(data, tuple | list):
-        return any(_has_arrays(d) for d in data)
-    return isinstance(data, np.ndarray | np.generic | Tensor)
+        return set().union(*map(_float_dtypes, data)) or {np.dtype(np.float32)}
+    if isinstance(data, float) and not isinstance(data, np.generic):
+        return {np.dtype(np.float32)}
+    dtype = getattr(data, "dtype", None)
+    return {dtype} if dtype is not None and dtype.kind == "f" else set()

@@ -19,6 +19,7 @@ from tinygrad_llm.autograd.modes import check_write, is_grad_enabled, no_grad
 from tinygrad_llm.autograd.tensor import Tensor, apply, unwrap_index
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, Vjp, op
+from tinygrad_llm.ops.numbers import held
 from tinygrad_llm.ops.opaque import as_values
 
 
@@ -162,7 +163,7 @@ def _give_node(tensor: Tensor, new: Tensor) -> None:
 
 def _set(name: str, self: Tensor, places: np.ndarray, value: Any) -> Tensor:
     """Write value, broadcast and cast, at flat places."""
-    tensor: Any = value if isinstance(value, Tensor) else Tensor.from_array(np.asarray(value, self.dtype))
+    tensor: Any = value if isinstance(value, Tensor) else Tensor.from_array(np.asarray(_held(name, self, value), self.dtype))
     if tensor.dtype != self.dtype and self.dtype.kind == "f":
         tensor = tensor.to(self.dtype)
     if (kept := _trimmed(name, tensor.shape, places.shape)) != tensor.shape:
@@ -170,6 +171,12 @@ def _set(name: str, self: Tensor, places: np.ndarray, value: Any) -> Tensor:
     if tensor.shape != places.shape:
         tensor = np.broadcast_to(tensor, places.shape)
     return rewrite(name, self, lambda x, v: apply(put, x, v, places=places), tensor)
+
+
+def _held(name: str, self: Tensor, value: Any) -> np.ndarray:
+    """value as an array. Errors: ArgumentError for a number that the tensor's dtype cannot hold: NumPy would cut it off."""
+    number = held(name, "value", value, self.dtype) if isinstance(value, int | float) and self.dtype.kind in "iu" else value
+    return np.asarray(number)
 
 
 def setitem(self: Tensor, index: Any, value: Any) -> None:
@@ -184,7 +191,8 @@ def setitem(self: Tensor, index: Any, value: Any) -> None:
 
 
 def _assign(self: Tensor, index: Any, value: Any) -> None:
-    array = np.asarray(value._array if isinstance(value, Tensor) else value).astype(self.dtype, copy=False)
+    array = value._array if isinstance(value, Tensor) else _held("setitem", self, value)
+    array = array.astype(self.dtype, copy=False)
     _trimmed("setitem", array.shape, _index("setitem", self._array, index).shape)
     self._array[index] = array
 
@@ -229,7 +237,7 @@ def _fill(name: str, self: Tensor, value: Any) -> Tensor:
     _check_memory(name, self)
     if _is_recorded(self, (value,)):
         return _set(name, self, np.arange(self.size).reshape(self.shape), value)
-    array = np.asarray(value)
+    array = _held(name, self, value)
     np.copyto(self._array, array.reshape(_trimmed(name, array.shape, self.shape)), casting="unsafe")
     self._version.count += 1
     return self

@@ -12,6 +12,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, as_array, is_grad_enabled
 from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, Op, elementwise
+from tinygrad_llm.ops.numbers import wrapped
 from tinygrad_llm.ops.opaque import as_values
 
 Dim = int | tuple[int, ...] | None
@@ -39,10 +40,10 @@ def as_operand(value: Any) -> Any:
         return value.item()
     if isinstance(value, Tensor | np.ndarray | float | bool) or value is None:
         return value
-    return int(value) if isinstance(value, int) else as_tensor(value)
+    return int(value) if isinstance(value, int) else as_array_like(value)
 
 
-def as_tensor(value: Any) -> Any:
+def as_array_like(value: Any) -> Any:
     """A tensor or an array as it is; anything else as a constant tensor, a float as float32.
 
     Errors: TypeError for a sequence of tensors (such as max(dim) returns), whose gradients would be lost.
@@ -113,18 +114,38 @@ def promoted(*operands: Any) -> list[Any]:
     dtype = result_type(*operands)
     if not dtypes:
         return [Tensor.from_array(np.asarray(a, dtype)) for a in operands]
-    return [to(a, dtype) if hasattr(a, "dtype") else a for a in operands]
+    return [to(a, dtype) if hasattr(a, "dtype") else wrapped(a, dtype) for a in operands]
+
+
+_HALF = np.dtype(np.float16)
+
+
+def in_single(function: F) -> F:
+    """The function of a float16 operand made in float32, as torch's kernels make it: the result alone is rounded."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        first = args[0] if args else next(iter(options.values()), None)
+        if getattr(first, "dtype", None) != _HALF:
+            return function(*args, **options)
+        given = [*args, *options.values()]
+        if wider := [a for a in given if getattr(a, "dtype", _HALF).kind == "f" and getattr(a, "dtype", _HALF) != _HALF]:
+            raise DtypeError(f"{function.__name__}: got {wider[0].dtype} beside float16, expected one dtype")
+        single = [to(a, np.float32) if getattr(a, "dtype", None) == _HALF else a for a in given]
+        return to(function(*single[: len(args)], **dict(zip(options, single[len(args) :]))), _HALF)
+
+    return call  # type: ignore[return-value]
 
 
 def floating(input: Any) -> Any:
     """An operand of a function of real numbers: integers and booleans as float32, as in torch."""
-    x = input if isinstance(input, Tensor | np.ndarray) else as_tensor(input)
+    x = input if isinstance(input, Tensor | np.ndarray) else as_array_like(input)
     return x if x.dtype.kind in INEXACT else to(x, np.float32)
 
 
 def numeric(name: str, input: Any) -> Any:
     """An operand, or DtypeError where it is of booleans, which torch refuses to negate or to order."""
-    x = as_tensor(input)
+    x = as_array_like(input)
     if x.dtype == np.bool_:
         raise DtypeError(f"{name}: input: got dtype bool, expected numbers")
     return x
@@ -132,7 +153,7 @@ def numeric(name: str, input: Any) -> Any:
 
 def only_floats(name: str, input: Any) -> Any:
     """An operand, or DtypeError where it is not floating: torch refuses the mean of integers."""
-    x = as_tensor(input)
+    x = as_array_like(input)
     if x.dtype.kind not in INEXACT:
         raise DtypeError(f"{name}: input: got dtype {x.dtype}, expected a floating dtype")
     return x
@@ -143,7 +164,7 @@ def summable(name: str, input: Any, dtype: Any = None) -> Any:
 
     Errors: DtypeError for a dtype that is not floating where a gradient would be lost.
     """
-    x = as_tensor(input)
+    x = as_array_like(input)
     if dtype is None and x.dtype.kind in "biu":
         dtype = np.int64
     elif dtype is not None and np.dtype(dtype).kind not in INEXACT and is_grad_enabled() and getattr(x, "requires_grad", False):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, unwrap_index
-from tinygrad_llm.functions.base import as_tensor, axis_of, no_view, only, spelled
+from tinygrad_llm.functions.base import as_array_like, axis_of, no_view, only, spelled
 from tinygrad_llm.functions.elementwise import add, broadcast_shape, mul, where
-from tinygrad_llm.functions.shapes import broadcast_to, getitem, reshape
+from tinygrad_llm.functions.shapes import broadcast_to, copied, getitem, reshape
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, shape
 from tinygrad_llm.ops.checks import check_below
 from tinygrad_llm.ops.opaque import as_values
@@ -32,10 +32,13 @@ def gather(input: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Te
 
 @spelled
 def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
-    """gather, where input and indices broadcast along the other axes; without dim, of both flattened."""
-    i = as_values(indices)
+    """gather, where input and indices broadcast along the other axes; without dim, of both flattened.
+
+    Unlike gather's, indices may count from the end, as in torch.
+    """
+    i = _integers("take_along_dim", indices)
     if dim is None:
-        return gather(reshape(input, -1), 0, i.reshape(-1))
+        return gather(reshape(input, -1), 0, _from_start(i, input.size).reshape(-1))
     if i.ndim != input.ndim:
         raise ShapeError(f"take_along_dim: indices: got shape {i.shape}, expected {input.ndim} axes as of input {input.shape}")
     if not input.ndim:
@@ -44,7 +47,13 @@ def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
     own, asked = [(*size[:axis], 1, *size[axis + 1 :]) for size in (input.shape, i.shape)]
     others = broadcast_shape("take_along_dim", input=own, indices=asked)
     wide, taken = [(*others[:axis], *size[axis : axis + 1], *others[axis + 1 :]) for size in (input.shape, i.shape)]
-    return gather(input if input.shape == wide else broadcast_to(input, wide), axis, np.broadcast_to(i, taken))
+    i = np.broadcast_to(_from_start(i, input.shape[axis]), taken)
+    return gather(input if input.shape == wide else broadcast_to(input, wide), axis, i)
+
+
+def _from_start(index: Any, size: int) -> Any:
+    """Indices from −size on as indices from 0 on."""
+    return np.where(index < 0, index + size, index)
 
 
 @spelled
@@ -55,7 +64,7 @@ def index_select(input: Any, dim: int, index: Any) -> Tensor:
         return getitem(input, (slice(None),) * axis + (i,))
     if i.size != 1:
         raise ShapeError(f"index_select: index: got {i.size} places, expected one, for input has no axes")
-    return add(input, 0)
+    return copied(input)
 
 
 @spelled
@@ -122,7 +131,7 @@ def _positions(name: str, size: tuple[int, ...], index: Any) -> Any:
 
 
 def _like(name: str, argument: str, input: Any, values: Any) -> Any:
-    x = as_tensor(values)
+    x = as_array_like(values)
     if x.dtype != input.dtype:
         raise DtypeError(f"{name}: {argument}: got dtype {x.dtype}, expected {input.dtype} as of input")
     return x

@@ -13,7 +13,7 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor, apply, unwrap_index
 from tinygrad_llm.functions.base import (
     Dim,
-    as_tensor,
+    as_array_like,
     axis_of,
     dims_of,
     no_view,
@@ -79,7 +79,7 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     if start > end:
         raise ShapeError(f"flatten: start_dim: got {start_dim}, expected none after end_dim = {end_dim}")
     if start == end:
-        return as_tensor(input)
+        return as_array_like(input)
     return reshape(input, (*input.shape[:start], math.prod(input.shape[start : end + 1]), *input.shape[end + 1 :]))
 
 
@@ -220,9 +220,12 @@ def tile(input: Any, dims: Any) -> Tensor:
 def cat(tensors: Sequence[Any], dim: int = 0) -> Tensor:
     """The tensors one after another along dim, in their result type. As in torch, ones of shape (0,) fit everywhere."""
     parts, dim = _parts("cat", tensors), whole("cat", "dim", dim)
+    if any(x.ndim == 0 for x in parts):
+        raise ShapeError("cat: tensors: got one without axes, expected at least one axis each; stack() makes one")
     if len({(x.ndim, x.dtype) for x in parts}) > 1:
-        dtype = result_type(*parts)
-        parts = [to(x, dtype) for x in parts if x.shape != (0,) or all(y.ndim == 1 for y in parts)]
+        dtype, like = result_type(*parts), next((x for x in parts if x.shape != (0,)), parts[0])
+        none = tuple([0 if i == axis_of("cat", like, dim) else n for i, n in enumerate(like.shape)])
+        parts = [to(reshape(x, none) if x.shape == (0,) else x, dtype) for x in parts]
     return apply(moves.cat, *parts, dim=dim)
 
 
@@ -239,7 +242,7 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Tensor:
 def _parts(name: str, tensors: Any) -> list[Any]:
     if not isinstance(tensors, tuple | list):
         raise TypeError(f"{name}: tensors: got {type(tensors).__name__}, expected a tuple or list of tensors")
-    return [as_tensor(x) for x in tensors]
+    return [as_array_like(x) for x in tensors]
 
 
 @spelled
@@ -277,7 +280,7 @@ def unbind(input: Any, dim: int = 0) -> tuple[Tensor, ...]:
 
 def _split_axis(name: str, x: Any, dim: int, argument: str = "dim") -> int:
     if not x.ndim:
-        raise ShapeError(f"{name}: input: got a tensor without axes, expected at least one")
+        raise IndexRangeError(f"{name}: input: got a tensor without axes, expected at least one")
     return axis_of(name, x, dim, argument)
 
 

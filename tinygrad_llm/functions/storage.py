@@ -12,6 +12,7 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.functions import create, elementwise, reductions, shapes
 from tinygrad_llm.functions.base import axis_of, dims_of, only, spelled, to
+from tinygrad_llm.ops import DtypeError
 from tinygrad_llm.ops.reduce import axes_of
 
 CASTS = {"double": np.float64, "float": np.float32, "half": np.float16, "long": np.int64, "int": np.int32, "short": np.int16,
@@ -57,8 +58,8 @@ def _dtype(name: str, dtype: Any) -> np.dtype:
         raise TypeError(f"{name}: dtype: got {dtype!r}, expected a dtype of NumPy's") from None
 
 
-def _cast_to(dtype: Any) -> Callable[[Tensor], Tensor]:
-    return lambda self: to(self, dtype)
+def _cast_to(dtype: Any) -> Callable[..., Tensor]:
+    return lambda self, *, memory_format=None: to(self, dtype)  # a memory format would change strides alone
 
 
 def type_(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
@@ -103,24 +104,34 @@ def _constant(function: Any) -> Callable[[Tensor], Tensor]:
     return lambda self: Tensor.from_array(np.asarray(function(np.asarray(self))))
 
 
-def nonzero(self: Tensor, *, as_tuple: bool = False) -> Any:
-    """The indices [n, ndim] of the elements that are not 0; as_tuple: one vector for each axis."""
-    if as_tuple:
-        return elementwise.where(self)
-    return Tensor.from_array(np.argwhere(np.asarray(self)))
-
-
 def _truth(name: str, function: Any) -> Callable[..., Tensor]:
     @spelled
     def method(self: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-        axes = None if dim is None else axes_of(name, self, dims_of(name, self, dim)) if dim not in ((), []) else ()
-        return Tensor.from_array(np.asarray(function(np.asarray(self), axis=axes if self.ndim else None, keepdims=keepdim)))
+        axes = () if dim in ((), []) else axes_of(name, self, dims_of(name, self, dim))
+        found = np.asarray(function(np.asarray(self), axis=axes, keepdims=keepdim))
+        return Tensor.from_array(found.astype(self.dtype) if self.dtype == np.uint8 else found)  # torch's only exception
 
     return method
 
 
 def _rounded(function: Any) -> Callable[[Tensor], Tensor]:
     return lambda self: elementwise.without_slope(function(np.asarray(self)), self)
+
+
+def round(self: Tensor, *, decimals: int = 0) -> Tensor:
+    """The nearest number with so many decimals, the even one of two; negative decimals round to tens, hundreds, …"""
+    x, scale = np.asarray(self), self.dtype.type(10.0 ** abs(decimals)) if self.dtype.kind == "f" else 1
+    if decimals and self.dtype.kind != "f":
+        raise DtypeError(f"round: decimals: got {decimals} for {self.dtype}, expected 0 for integers")
+    values = np.round(x) if not decimals else np.round(x * scale) / scale if decimals > 0 else np.round(x / scale) * scale
+    return elementwise.without_slope(values, self)
+
+
+def nonzero(self: Tensor, *, as_tuple: bool = False) -> Any:
+    """The indices of what is not 0: a row each, or a tensor for each axis."""
+    found = np.argwhere(np.asarray(self))
+    return tuple([Tensor.from_array(i) for i in np.nonzero(np.atleast_1d(np.asarray(self)))]) if as_tuple else (
+        Tensor.from_array(found))
 
 
 METHODS: dict[str, Any] = {
@@ -141,7 +152,7 @@ METHODS: dict[str, Any] = {
     "clip": elementwise.clamp, "clamp_min": lambda self, min: elementwise.clamp(self, min=min),
     "clamp_max": lambda self, max: elementwise.clamp(self, max=max), "masked_select": masked_select,
     "argmin": reductions.argmin, "floor": _rounded(np.floor), "ceil": _rounded(np.ceil), "trunc": _rounded(np.trunc),
-    "round": lambda self, *, decimals=0: elementwise.without_slope(np.round(np.asarray(self), decimals), self),
+    "round": round,
     "isnan": _constant(np.isnan), "isinf": _constant(np.isinf), "isfinite": _constant(np.isfinite),
     "any": _truth("any", np.any), "all": _truth("all", np.all), "nonzero": nonzero,
     "equal": lambda self, other: bool(np.array_equal(np.asarray(self), np.asarray(other))),

@@ -9,9 +9,9 @@ class DtypeError(TypeError, RuntimeError):
     """An argument has a dtype that the op does not take (NumPy: TypeError, torch: RuntimeError)."""
 
 
-class ArgumentError(ValueError, RuntimeError):
-    """An argument has a value that is not allowed (Python: ValueError, torch: mostly RuntimeError)."""
-
-
 class IndexRangeError(IndexError, ValueError, RuntimeError):
-    """An index lies outside the axis that it indexes (in torch RuntimeError where the index is a tensor's element)."""
+    """An index lies outside the axis that it indexes (NumPy: IndexError; torch: that, or RuntimeError where it gathers)."""
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """An argument has a value that the function does not take (NumPy: ValueError, torch: mostly RuntimeError)."""
