@@ -60,9 +60,12 @@ def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
 
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """input / other; integers give float32. rounding_mode "floor" or "trunc" rounds, and lets no gradient through."""
-    x, y = promoted(as_operand(input), as_operand(other))
+    x, y = as_operand(input), as_operand(other)
+    if rounding_mode is None and result_type(x, y).kind in "biu":
+        return apply(elementwise.div, floating(x), floating(y))
+    x, y = promoted(x, y)
     if rounding_mode is None:
-        return apply(elementwise.div, *[floating(a) if hasattr(a, "dtype") else a for a in (x, y)])
+        return apply(elementwise.div, x, y)
     if rounding_mode not in ("floor", "trunc"):
         raise ArgumentError(f"div: rounding_mode: got {rounding_mode!r}, expected None, 'floor' or 'trunc'")
     a, b = [np.asarray(v, result_type(x, y)) for v in (x, y)]

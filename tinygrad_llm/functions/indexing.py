@@ -38,7 +38,7 @@ def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
     """
     i = _integers("take_along_dim", indices)
     if dim is None:
-        return gather(reshape(input, -1), 0, _from_start(i, input.size).reshape(-1))
+        return gather(reshape(input, -1), 0, _from_start(i, int(input.size)).reshape(-1))
     if i.ndim != input.ndim:
         raise ShapeError(f"take_along_dim: indices: got shape {i.shape}, expected {input.ndim} axes as of input {input.shape}")
     if not input.ndim:

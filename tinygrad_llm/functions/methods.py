@@ -44,7 +44,7 @@ def _bitwise(name: str, ufunc: Any) -> Callable[..., Tensor]:
         x, y = promoted(as_operand(self), as_operand(other))
         if (dtype := result_type(x, y)).kind not in "biu":
             raise DtypeError(f"{name}: got {dtype}, expected integers or booleans")
-        return Tensor.from_array(as_values(ufunc(as_values(x), as_values(y))))
+        return Tensor.from_array(as_values(ufunc(*[as_values(a) if hasattr(a, "dtype") else dtype.type(a) for a in (x, y)])))
 
     return method
 
