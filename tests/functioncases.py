@@ -146,7 +146,7 @@ def results(m, call, arrays, dtype, seed=0):
     if m is torch:
         inputs, gradients = [torch.tensor(a.astype(dtype), requires_grad=True) for a in arrays], torch.autograd.grad
     else:
-        inputs, gradients = [tg.tensor(a.astype(dtype), True) for a in arrays], grad
+        inputs, gradients = [tg.tensor(a.astype(dtype), requires_grad=True) for a in arrays], grad
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of torch
         out = call(m, *inputs)

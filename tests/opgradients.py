@@ -98,4 +98,4 @@ def _gradients(out: Tensor, leaves: list[Any], u: Any) -> list[Any]:
 
 def _leaf(a: Any, wanted: bool) -> Any:
     """An argument as the engine takes it: real numbers as a Tensor, indices and None as they are."""
-    return Tensor(a, wanted) if a is not None and a.dtype.kind == "f" else a
+    return Tensor.of(a, wanted) if a is not None and a.dtype.kind == "f" else a

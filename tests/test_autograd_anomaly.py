@@ -11,7 +11,7 @@ X = np.array([[0.5, 1.0], [2.0, 3.0]])
 
 
 def leaf():
-    return Tensor(X, True)
+    return Tensor.of(X, True)
 
 
 def test_a_mask_of_minus_infinity_is_no_anomaly():

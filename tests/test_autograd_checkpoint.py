@@ -37,7 +37,7 @@ def test_the_same_with_and_without(seed, drops, depth):
     """Values, gradients of arguments and of what is closed over, and the state that the generator is left in."""
     rows = []
     for wrap in (plain, checkpoint, lambda f, x, w, g: checkpoint(lambda x: f(x, w, g), x, generators=[g] if g else [])):
-        x, w = Tensor(A, True), Tensor(W, True)
+        x, w = Tensor.of(A, True), Tensor.of(W, True)
         generator = np.random.default_rng(seed) if drops else None
         loss = deep(x, w, wrap, generator, depth)
         loss.backward()
@@ -49,7 +49,7 @@ def test_the_same_with_and_without(seed, drops, depth):
 
 def test_second_and_third_order_are_torch():
     found = []
-    for make, library, wrap in ((lambda a: Tensor(a, True), grad, checkpoint),
+    for make, library, wrap in ((lambda a: Tensor.of(a, True), grad, checkpoint),
                                 (lambda a: torch.tensor(a, requires_grad=True), torch.autograd.grad, plain)):
         x, w = make(A), make(W)
         value, levels = deep(x, w, wrap if library is grad else plain), []
@@ -67,7 +67,7 @@ def test_several_outputs_in_a_tree_nested_and_of_views():
 
     rows = []
     for wrap in (plain, checkpoint, lambda g, p: checkpoint(checkpoint, g, p)):
-        x, w = Tensor(A, True), Tensor(W, True)
+        x, w = Tensor.of(A, True), Tensor.of(W, True)
         out = wrap(f, {"x": x * 1, "w": w * 1})
         assert out["b"][1] == 3
         loss = (out["a"] * out["b"][2]).sum() + (out["b"][0] * out["b"][0]).sum()
@@ -78,10 +78,10 @@ def test_several_outputs_in_a_tree_nested_and_of_views():
 
 def test_memory_is_smaller():
     x = np.random.default_rng(1).standard_normal((1000, 64))
-    ws = [Tensor(np.eye(64) * 0.5, True) for _ in range(8)]
+    ws = [Tensor.of(np.eye(64) * 0.5, True) for _ in range(8)]
 
     def peak(wrap):
-        h = Tensor(x, True)
+        h = Tensor.of(x, True)
         tracemalloc.start()
         for w in ws:
             h = wrap(lambda h, w=w: (h @ w).tanh().exp().sin() * h, h)
@@ -97,9 +97,9 @@ def test_the_graph_is_freed_by_counting():
     gc.collect()
     gc.disable()
     try:
-        x = Tensor(A, True) * 1
+        x = Tensor.of(A, True) * 1
         held = weakref.ref(x)
-        loss = checkpoint(block, x, Tensor(W, True)).sum()
+        loss = checkpoint(block, x, Tensor.of(W, True)).sum()
         del x
         assert held() is not None
         del loss
@@ -109,17 +109,17 @@ def test_the_graph_is_freed_by_counting():
 
 
 def test_a_generator_that_is_not_passed_is_noticed_not_wrong():
-    generator, x = np.random.default_rng(0), Tensor(A, True)
-    loss = checkpoint(lambda x: block(x, Tensor(W), generator), x).sum()
+    generator, x = np.random.default_rng(0), Tensor.of(A, True)
+    loss = checkpoint(lambda x: block(x, Tensor.of(W), generator), x).sum()
     with pytest.raises(AutogradError, match=r"^checkpoint: got other values from the second run .* \(generators=\)"):
         loss.backward()
-    loss = checkpoint(lambda x: block(x, Tensor(W), generator), x, determinism_check="none").sum()
+    loss = checkpoint(lambda x: block(x, Tensor.of(W), generator), x, determinism_check="none").sum()
     loss.backward()
 
 
 def test_a_write_to_an_input_or_a_parameter_is_refused():
     for i in (0, 1):
-        x, w = Tensor(A, True), Tensor(W, True)
+        x, w = Tensor.of(A, True), Tensor.of(W, True)
         loss = checkpoint(lambda x, w=w: block(x, w), x).sum()
         with no_grad():
             (x, w)[i].zero_()
@@ -128,19 +128,19 @@ def test_a_write_to_an_input_or_a_parameter_is_refused():
 
 
 def test_without_a_gradient_it_is_a_call():
-    x = Tensor(A)
-    assert not checkpoint(block, x, Tensor(W)).requires_grad
+    x = Tensor.of(A)
+    assert not checkpoint(block, x, Tensor.of(W)).requires_grad
     with no_grad():
-        assert not checkpoint(block, Tensor(A, True), Tensor(W)).requires_grad
+        assert not checkpoint(block, Tensor.of(A, True), Tensor.of(W)).requires_grad
 
 
 def test_refusals():
-    x = Tensor(A, True)
+    x = Tensor.of(A, True)
     with pytest.raises(TypeError, match="checkpoint: function: got an output of int"):
         checkpoint(lambda x: 3, x)
     with pytest.raises(ValueError, match="determinism_check: got 'maybe'"):
         checkpoint(lambda x: x, x, determinism_check="maybe")
-    loss = checkpoint(block, x, Tensor(W)).sum()
+    loss = checkpoint(block, x, Tensor.of(W)).sum()
     loss.backward()
     with pytest.raises(AutogradError, match="already used"):
         loss.backward()

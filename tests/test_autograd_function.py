@@ -111,7 +111,7 @@ def unused(m):
     class Two(m.autograd.Function):
         @staticmethod
         def forward(ctx, x):
-            ctx.set_materialize_grads(materialize)
+            ctx.set_materialize_grads(wanted[0])
             return x * 2, x * 3
 
         @staticmethod
@@ -119,8 +119,8 @@ def unused(m):
             notes.append((a is None, b is None))
             return (0 if a is None else a * 2) + (0 if b is None else b * 3)
 
-    notes, found = [], []
-    for materialize in (True, False):
+    notes, found, wanted = [], [], []
+    for wanted[:] in ([True], [False]):
         x = leaf(m)
         Two.apply(x)[1].sum().backward()
         found.append(x.grad)
@@ -274,12 +274,12 @@ def write(ctx, x):
 REFUSED = {
     "too few": (lambda x: returning(x.detach())(x, x), AutogradError, "Sum.backward: got 1 gradients, expected 2"),
     "too many": (lambda x: returning(*[x.detach()] * 3)(x, x), AutogradError, "got 3 gradients, expected 2"),
-    "a shape": (lambda x: returning(tg.ones(2), tg.ones(3))(x, x), AutogradError, r"gradient 0: got shape \(2,\), expected \(3,\)"),
+    "a shape": (lambda x: returning(tg.ones(2), tg.ones(3))(x, x), AutogradError, r"gradient 0: got shape \(2,\)"),
     "no tensor": (lambda x: returning(1.0, None)(x, x), TypeError, "gradient 0: got a float"),
     "saved no tensor": (lambda x: marked(lambda ctx, x: ctx.save_for_backward(3))(x), TypeError, r"tensors\[0\]: got a int"),
     "a leaf": (lambda x: marked(write)(x.detach().requires_grad_()), WriteError, "leaf that requires grad"),
     "a view": (lambda x: marked(write)((x * 1)[:2]), WriteError, "mark_dirty: got a view"),
-    "not returned": (lambda x: marked(lambda ctx, x: (write(ctx, x), x * 1)[1])(x * 1), AutogradError, "is no argument or no output"),
+    "not returned": (lambda x: marked(lambda ctx, x: (write(ctx, x), x * 1)[1])(x * 1), AutogradError, "no argument or no output"),
     "no forward": (lambda x: Function.apply(x), NotImplementedError, "got no forward"),
 }
 
@@ -319,10 +319,10 @@ def test_once_differentiable_is_refused_and_never_silently_constant():
                 return ctx.saved_tensors[0] * 2 * g
 
         x = leaf(m)
-        return m.autograd.grad((Square.apply(x) ** 2).sum(), x, create_graph=True)[0], x
+        return m.autograd.grad((Square.apply(x) ** 2).sum(), x, create_graph=True)[0]
 
     for m, mark in ((torch, torchs_once), (tg, once_differentiable)):
-        g, x = once(m, mark)
+        g = once(m, mark)
         np.testing.assert_allclose(g.detach().numpy(), 4 * np.array(X) ** 3)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             g.sum().backward()

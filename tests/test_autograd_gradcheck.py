@@ -37,7 +37,7 @@ def product(scale, off=0.0, entry=None):
 
 
 def inputs(seed, dtype=np.float64, n=4):
-    return Tensor(np.random.default_rng(seed).uniform(0.2, 2, n).astype(dtype), True)
+    return Tensor.of(np.random.default_rng(seed).uniform(0.2, 2, n).astype(dtype), True)
 
 
 @given(seed=st.integers(0, 2**32 - 1), off=st.sampled_from(OFF), sign=st.sampled_from([1, -1]),
@@ -123,7 +123,7 @@ def test_a_gradient_of_zero_beside_others_passes_and_alone_is_inconclusive_below
 
 
 def test_a_step_that_does_not_move_the_input_is_inconclusive():
-    x = Tensor(np.array([1e12, 2e12]), True)
+    x = Tensor.of(np.array([1e12, 2e12]), True)
     assert gradcheck(lambda x: x * 2, x, raise_exception=False).outcome == "inconclusive"
     assert gradcheck(lambda x: x * 2, x, eps=1e6)
 
@@ -132,7 +132,7 @@ def test_nan_and_infinity():
     wrong = op_of(np.sin, lambda x: lambda g: (g * np.nan,))
     assert gradcheck(wrong, inputs(0), raise_exception=False).outcome == "fail"
     with np.errstate(all="ignore"):
-        assert gradcheck(lambda x: x.log(), Tensor(np.array([0.0, 1.0]), True), raise_exception=False).outcome != "pass"
+        assert gradcheck(lambda x: x.log(), Tensor.of(np.array([0.0, 1.0]), True), raise_exception=False).outcome != "pass"
 
 
 @settings(max_examples=max(5, settings.default.max_examples // 10))
@@ -140,7 +140,7 @@ def test_nan_and_infinity():
 def test_several_inputs_and_outputs_and_gradgradcheck_as_torch(seed, fast):
     a, b = np.random.default_rng(seed).uniform(-1, 1, (2, 2, 3))
     f = lambda x, y: ((x * y).sin() * x, (x.exp() * y).sum(0))  # noqa: E731
-    xs = (Tensor(a, True), Tensor(b, True))
+    xs = (Tensor.of(a, True), Tensor.of(b, True))
     ts = (torch.tensor(a, requires_grad=True), torch.tensor(b, requires_grad=True))
     assert torch.autograd.gradcheck(f, ts, fast_mode=fast)
     assert torch.autograd.gradgradcheck(f, ts, fast_mode=fast)
@@ -169,7 +169,7 @@ def test_a_verdict_is_true_only_where_it_passed():
 
 
 @pytest.mark.parametrize(("call", "message"), [
-    (lambda: gradcheck(lambda x: x, Tensor(np.ones(2))), "inputs: got none that requires grad"),
+    (lambda: gradcheck(lambda x: x, Tensor.of(np.ones(2))), "inputs: got none that requires grad"),
     (lambda: gradcheck(lambda x: x.detach(), inputs(0)), "func: got no output that requires grad"),
     (lambda: gradcheck(lambda x: x, inputs(0), method="forward"), "method: got 'forward', expected"),
 ])

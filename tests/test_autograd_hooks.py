@@ -20,7 +20,7 @@ def network(make):
 
 
 def both():
-    return network(lambda a: Tensor(a, True)), network(lambda a: torch.tensor(a, requires_grad=True))
+    return network(lambda a: Tensor.of(a, True)), network(lambda a: torch.tensor(a, requires_grad=True))
 
 
 HOOKS = {
@@ -74,7 +74,7 @@ def test_a_hook_sees_the_whole_gradient_once():
 
 
 def test_what_hook_and_grad_hold_is_not_written_to_later():
-    x = Tensor(A, True)
+    x = Tensor.of(A, True)
     kept = []
     x.register_hook(kept.append)
     y = x * 2
@@ -88,7 +88,7 @@ def test_what_hook_and_grad_hold_is_not_written_to_later():
 
 
 def test_hooks_can_be_differentiated_through():
-    x, t = Tensor(A, True), torch.tensor(A, requires_grad=True)
+    x, t = Tensor.of(A, True), torch.tensor(A, requires_grad=True)
     found = []
     for v, library in ((x, grad), (t, torch.autograd.grad)):
         y = v * v
@@ -99,7 +99,7 @@ def test_hooks_can_be_differentiated_through():
 
 
 def test_after_a_write_old_hooks_see_the_old_values_gradient_and_retain_grad_the_new():
-    x, t = Tensor(A, True), torch.tensor(A, requires_grad=True)
+    x, t = Tensor.of(A, True), torch.tensor(A, requires_grad=True)
     rows = []
     for v in (x, t):
         seen, y = [], v * 1
@@ -122,7 +122,7 @@ def test_a_handle_is_a_context():
 
 @pytest.mark.parametrize(("hook", "message"), [
     (lambda g: g[:1], r"hook <lambda>: got a return value of shape \(1,\) and dtype float64, expected \(3,\)"),
-    (lambda g: Tensor(np.ones(3, np.float32)), "dtype float32, expected .* float64"),
+    (lambda g: Tensor.of(np.ones(3, np.float32)), "dtype float32, expected .* float64"),
     (lambda g: 3.0, "hook <lambda>: got a return value of type float, expected a Tensor or None"),
 ])
 def test_a_hook_that_returns_something_else_is_refused(hook, message):
@@ -133,7 +133,7 @@ def test_a_hook_that_returns_something_else_is_refused(hook, message):
 
 
 def test_refusals():
-    constant = Tensor(A)
+    constant = Tensor.of(A)
     loss = both()[0][-1]
     for method in (lambda: constant.register_hook(print), constant.retain_grad, lambda: backward(loss, inputs=constant)):
         with pytest.raises(AutogradError, match=r"got a tensor that does not require grad"):
@@ -171,6 +171,6 @@ def test_retain_graph_in_every_combination(retain, create):
 
 
 def test_materialized_gradients():
-    x, unused = Tensor(A, True), Tensor(B[:2], True)
+    x, unused = Tensor.of(A, True), Tensor.of(B[:2], True)
     g, zero = grad(x.sum(), [x, unused], materialize_grads=True)
     assert (g.tolist(), zero.tolist()) == ([1, 1, 1], [0, 0])

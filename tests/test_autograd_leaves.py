@@ -1,4 +1,4 @@
-"""What a tensor is given from outside, as torch has it: .grad that is added to in place, .data, flags that change, inference."""
+"""What a tensor is given from outside, as torch has it: .grad, which is added to in place, .data, flags, inference."""
 
 import warnings
 
@@ -229,7 +229,7 @@ REFUSED = {
     "mode": (lambda x: graph.register_multi_grad_hook((x,), print, mode="some"), ValueError, "mode: got 'some'"),
     "no inputs": (lambda x: tg.grad(x.sum(), []), AutogradError, "inputs: got none"),
     "no tensors": (lambda x: tg.grad(x.sum(), {"x": x}), TypeError, r"inputs\[0\]: got a str"),
-    "unused": (lambda x: tg.grad(x.sum(), x, allow_unused=False, materialize_grads=True), ValueError, "allow_unused: got False"),
+    "unused": (lambda x: tg.grad(x.sum(), x, None, None, False, False, True), ValueError, "allow_unused: got False"),
 }
 
 

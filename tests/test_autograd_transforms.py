@@ -68,7 +68,7 @@ def test_vjp_jvp_and_hvp_of_every_op(op, data):
     case = data.draw(cases(op, SMALL))
     assume(case.wrt and np.isfinite(run_ours(case)[0]).all())
     mine, theirs, arrays = functions_of(case)
-    xs, ts = [Tensor(a) for a in arrays], tuple(torch.tensor(a) for a in arrays)
+    xs, ts = [Tensor.of(a) for a in arrays], tuple(torch.tensor(a) for a in arrays)
     vs = [case.directions[i] for i in case.wrt]
     out, pull = func.vjp(mine, *xs)
     assume(out.dtype == np.float64)
@@ -122,7 +122,7 @@ def line(f, make, case):
 
 
 def nested(f):
-    t, first = Tensor(np.array(0.0)), func.grad(f)
+    t, first = Tensor.of(np.array(0.0)), func.grad(f)
     return [g(t).item() for g in (first, func.grad(first), func.grad(func.grad(first)))]
 
 
@@ -156,7 +156,7 @@ vectors = st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed)
 @fewer
 @given(vectors)
 def test_jacobians_and_hessians_are_torch_func(xy):
-    xs, ts = [Tensor(a) for a in xy], [torch.tensor(a) for a in xy]
+    xs, ts = [Tensor.of(a) for a in xy], [torch.tensor(a) for a in xy]
     for name in ("jacrev", "jacfwd"):
         for argnums in (0, 1, (0, 1), (1,), -1):
             if (name, argnums) != ("jacfwd", -1):  # there torch gives zeros
@@ -170,7 +170,7 @@ def test_jacobians_and_hessians_are_torch_func(xy):
 
 @given(vectors)
 def test_trees_go_in_and_out(xy):
-    p = {"w": Tensor(xy[0]), "b": [Tensor(xy[1][0]), Tensor(xy[1])]}
+    p = {"w": Tensor.of(xy[0]), "b": [Tensor.of(xy[1][0]), Tensor.of(xy[1])]}
     q = {"w": torch.tensor(xy[0]), "b": [torch.tensor(xy[1][0]), torch.tensor(xy[1])]}
     close(func.jacrev(tree)(p), torch.func.jacrev(tree)(q))
     close(func.jacfwd(tree)(p), torch.func.jacfwd(tree)(q))
@@ -183,7 +183,7 @@ def test_trees_go_in_and_out(xy):
 
 @given(vectors)
 def test_value_aux_and_hvp(xy):
-    xs, ts = [Tensor(a) for a in xy], [torch.tensor(a) for a in xy]
+    xs, ts = [Tensor.of(a) for a in xy], [torch.tensor(a) for a in xy]
     close(func.grad_and_value(scalar)(*xs), torch.func.grad_and_value(scalar)(*ts))
     close(func.value_and_grad(scalar, (0, 1))(*xs)[::-1], torch.func.grad_and_value(scalar, (0, 1))(*ts))
     with_aux = lambda x, y: (scalar(x, y), {"wavy": wavy(x, y)})  # noqa: E731
@@ -202,13 +202,13 @@ def test_one_transforms_variable_is_not_anothers(xy):
     def inside(lib, x, y):
         return lib.grad(lambda x: (x * lib.grad(lambda y: (x * y * x.sin()).sum())(y)).sum())(x)
 
-    close(inside(func, *[Tensor(a) for a in xy]), inside(torch.func, *[torch.tensor(a) for a in xy]))
-    close(func.jacrev(functools.partial(inside, func))(*[Tensor(a) for a in xy]),
+    close(inside(func, *[Tensor.of(a) for a in xy]), inside(torch.func, *[torch.tensor(a) for a in xy]))
+    close(func.jacrev(functools.partial(inside, func))(*[Tensor.of(a) for a in xy]),
           torch.func.jacrev(functools.partial(inside, torch.func))(*[torch.tensor(a) for a in xy]))
 
 
 def test_results_are_constants_unless_something_outside_wants_their_gradient():
-    x, w = Tensor(np.array([0.3, 0.7])), Tensor(np.array([1.0, 2.0]), True)
+    x, w = Tensor.of(np.array([0.3, 0.7])), Tensor.of(np.array([1.0, 2.0]), True)
     f = lambda x: (x * x * w).sum()  # noqa: E731
     assert not func.grad(lambda x: (x * x).sum())(x).requires_grad
     g = func.grad(f)(x)
@@ -225,7 +225,7 @@ def test_results_are_constants_unless_something_outside_wants_their_gradient():
 
 
 def test_what_does_not_depend_has_gradient_zero():
-    x, y = Tensor(np.ones(2)), Tensor(np.ones(3))
+    x, y = Tensor.of(np.ones(2)), Tensor.of(np.ones(3))
     close(func.grad(lambda x, y: (x * x).sum(), (0, 1))(x, y), (torch.full((2,), 2.0), torch.zeros(3)))
     close(func.grad(lambda x: ours.tensor(1.0))(x), torch.zeros(2))
     close(func.jvp(lambda x, y: x * 2, (x, y), (x, y))[1], torch.full((2,), 2.0))
@@ -235,10 +235,10 @@ def test_what_does_not_depend_has_gradient_zero():
 
 def test_a_slope_of_infinity_is_no_nan_in_jvp():
     with np.errstate(divide="ignore"):
-        assert func.jvp(lambda x: x.sqrt(), (Tensor(np.array([0.0, 4.0])),), (np.ones(2),))[1].tolist() == [np.inf, 0.25]
+        assert func.jvp(lambda x: x.sqrt(), (Tensor.of(np.array([0.0, 4.0])),), (np.ones(2),))[1].tolist() == [np.inf, 0.25]
 
 
-X = Tensor(np.ones(2))
+X = Tensor.of(np.ones(2))
 REFUSED = {
     "not one element": (lambda: func.grad(lambda x: x)(X), AutogradError, r"^grad: func: got an output of shape \(2,\)"),
     "no tensor": (lambda: func.grad(lambda x: 3)(X), TypeError, "got an output of type int"),
@@ -313,7 +313,7 @@ def test_functional_call_leaves_the_module_as_it_was():
 
 
 def test_gradients_of_transforms_pass_gradgradcheck():
-    assert gradgradcheck(lambda x: func.jvp(lambda y: (y * y * x).sin(), (x,), (x,))[1], Tensor(np.array([0.3, 0.9]), True))
+    assert gradgradcheck(lambda x: func.jvp(lambda y: (y * y * x).sin(), (x,), (x,))[1], Tensor.of(np.array([0.3, 0.9]), True))
 
 
 def test_float32_stays_float32():

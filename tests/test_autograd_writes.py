@@ -46,7 +46,7 @@ class Program:
     """Statements run on torch and on ours beside each other; a statement that torch refuses is left out of both."""
 
     def __init__(self):
-        self.ours = [Tensor(a, i < 2) for i, a in enumerate(START)]
+        self.ours = [Tensor.of(a, i < 2) for i, a in enumerate(START)]
         self.torch = [torch.tensor(a, requires_grad=i < 2) for i, a in enumerate(START)]
         self.done = []
 
@@ -172,7 +172,7 @@ def test_second_order_through_writes_is_torch(drawn):
 
 
 def leaf(*values):
-    return ours.tensor(np.array(values or (1.0, 2.0, 3.0)), True)
+    return ours.tensor(np.array(values or (1.0, 2.0, 3.0)), requires_grad=True)
 
 
 def test_a_write_through_a_view_reaches_base_and_other_views():

@@ -148,7 +148,7 @@ def run_function(call, inputs):
 
 
 def function_results(call, arrays, dtype):
-    inputs = [tg.tensor(a.astype(dtype), True) for a in arrays]
+    inputs = [tg.tensor(a.astype(dtype), requires_grad=True) for a in arrays]
     outs = run_function(call, inputs)
     return [o.numpy() for o in outs], [None if x.grad is None else x.grad.numpy() for x in inputs]
 
@@ -161,7 +161,7 @@ def test_a_public_function_is_captured_or_says_so(name):
         dtype = (np.float32, np.float64)[seed]
         step = compile(lambda *inputs, call=call: run_function(call, inputs), passes=plans(TILE)[2])
         for scale in (1.0, 0.75):
-            inputs = [tg.tensor((scale * a).astype(dtype), True) for a in arrays]
+            inputs = [tg.tensor((scale * a).astype(dtype), requires_grad=True) for a in arrays]
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 outs = step(*inputs)

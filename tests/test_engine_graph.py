@@ -18,7 +18,7 @@ LENGTH = 100_000
 
 
 def leaf(*shape, dtype=np.float64, seed=0):
-    return Tensor(np.random.default_rng(seed).uniform(0.5, 1.5, shape).astype(dtype), True)
+    return Tensor.of(np.random.default_rng(seed).uniform(0.5, 1.5, shape).astype(dtype), True)
 
 
 def broken(name, vjp):
@@ -47,7 +47,7 @@ def chain(x, step):
 @pytest.mark.parametrize(("step", "slope"), [(lambda y: y * 1.00001, 1.00001**LENGTH), (lambda y: y * y, 0.0)])
 def test_a_chain_of_100_000_ops_needs_no_recursion(step, slope, no_gc):
     """Forward, backward and freeing; where x < 1 is squared the gradient is 0, but every node is visited."""
-    x = tensor(np.full(1, 0.5), True)
+    x = tensor(np.full(1, 0.5), requires_grad=True)
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(200)
     try:
@@ -60,7 +60,7 @@ def test_a_chain_of_100_000_ops_needs_no_recursion(step, slope, no_gc):
 
 
 def test_a_chain_of_100_000_ops_is_freed_without_backward(no_gc):
-    y = chain(tensor(np.ones(1), True), lambda y: y * y)
+    y = chain(tensor(np.ones(1), requires_grad=True), lambda y: y * y)
     held = weakref.ref(y.grad_fn.inputs[0])
     del y
     assert held() is None
@@ -188,7 +188,7 @@ def test_diamonds_and_shared_parts(function, shape):
 
 def test_a_deep_diamond_visits_each_node_once():
     """40 doublings: a walk by paths would take 2⁴⁰ steps."""
-    x = tensor(np.ones(1), True)
+    x = tensor(np.ones(1), requires_grad=True)
     y = x
     for _ in range(40):
         y = y + y
@@ -197,7 +197,7 @@ def test_a_deep_diamond_visits_each_node_once():
 
 
 def test_scalars_accumulate_as_arrays():
-    x = tensor(2.0, True)
+    x = tensor(2.0, requires_grad=True)
     for n in (1, 2, 3):
         (x * x * x + x + x).backward()
         assert isinstance(x.grad, Tensor)

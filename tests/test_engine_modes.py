@@ -23,7 +23,7 @@ from tinygrad_llm.ops import REGISTRY, Op
 
 
 def leaf(*values):
-    return tensor(np.array(values or (1.0, 2.0, 3.0)), True)
+    return tensor(np.array(values or (1.0, 2.0, 3.0)), requires_grad=True)
 
 
 def test_nothing_is_recorded_inside_no_grad():

@@ -17,7 +17,7 @@ every_write = pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 
 
 def leaf(*values):
-    return tensor(np.array(values or (1.0, 2.0, 3.0)), True)
+    return tensor(np.array(values or (1.0, 2.0, 3.0)), requires_grad=True)
 
 
 @every_write
@@ -148,5 +148,5 @@ def test_from_numpy_shares_memory_and_tensor_does_not():
     assert own.tolist() == [1, 1, 1]
     assert shared.numpy() is a
     assert isinstance(Tensor.wrap(a), Tensor)
-    with pytest.raises(TypeError, match="from_numpy: array: got list"):
+    with pytest.raises(TypeError, match="from_numpy: ndarray: got list"):
         from_numpy([1.0])

@@ -29,7 +29,7 @@ def arrays(draw, shape, i=0):
 
 def agree(call, *inputs, seed=0):
     """The same call on our tensors and on torch's: equal dtypes, shapes, values and gradients."""
-    ours, theirs = [tensor(a, True) for a in inputs], [torch.tensor(a, requires_grad=True) for a in inputs]
+    ours, theirs = [tensor(a, requires_grad=True) for a in inputs], [torch.tensor(a, requires_grad=True) for a in inputs]
     out, like = call(F, *ours), call(torch, *theirs)
     assert isinstance(out, Tensor)
     assert judge64("output", out.numpy(), like.detach().numpy()) == []
@@ -287,7 +287,7 @@ def test_where_and_masked_fill(x, data):
 
 @pytest.mark.parametrize("narrow", [np.float32, np.float16])
 def test_casts_bring_gradients_back_in_the_inputs_dtype(narrow):
-    x = tensor(np.array([1.0, 2.0, 3.0]), True)
+    x = tensor(np.array([1.0, 2.0, 3.0]), requires_grad=True)
     y = F.to(x, narrow)
     assert y.dtype == narrow
     F.sum(y * y).backward()
@@ -296,7 +296,7 @@ def test_casts_bring_gradients_back_in_the_inputs_dtype(narrow):
 
 
 def test_casts_to_the_same_dtype_or_to_integers():
-    x = tensor([1.5, -2.5], True)
+    x = tensor([1.5, -2.5], requires_grad=True)
     assert x.to(np.float32) is x
     assert x.astype(np.int64).tolist() == [1, -2]
     assert not x.astype(np.int64).requires_grad
@@ -321,7 +321,7 @@ def test_zeros_and_ones(size):
 
 def test_a_new_tensor_is_a_copy():
     a = np.ones(3)
-    t = tensor(a, True)
+    t = tensor(a, requires_grad=True)
     a[0] = 5
     assert t.tolist() == [1, 1, 1]
     assert tensor(t).is_leaf
@@ -354,7 +354,7 @@ def test_wrong_arguments_are_refused_in_one_line(call):
 
 
 def test_cat_of_two_dtypes_has_the_wider_and_gradients_keep_their_own():
-    x, y = tensor(np.ones(2, np.float32), True), tensor(np.ones(3), True)
+    x, y = tensor(np.ones(2, np.float32), requires_grad=True), tensor(np.ones(3), requires_grad=True)
     out = F.cat([x, tensor([1, 2]), F.zeros(0), y])
     assert out.dtype == np.float64
     (out * 2).sum().backward()

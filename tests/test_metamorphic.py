@@ -187,7 +187,7 @@ def norms_see_no_shift(case):
     norm, x, fails = norms[0].inner, case.rng.standard_normal((B, T, case.config.d_model)), []
     g, found = case.rng.standard_normal(x.shape), []
     for shift in (0.0, 3.0):
-        given = tg.tensor(x + shift, True)
+        given = tg.tensor(x + shift, requires_grad=True)
         out = norm(given)
         found.append({"out": out.numpy(), **dict(zip(("dx", "dweight", "dbias"), [
             d.numpy() for d in tg.grad(out, (given, norm.weight, norm.bias), g)]))})

@@ -94,7 +94,7 @@ def test_torch_in_primitives_is_the_torch_expression(name):
 def test_kernel_is_its_definition(op, data):
     case = data.draw(calls(op))
     kernel, *gradients = run_ours(case)
-    args = [a if a is None or a.dtype.kind != "f" else Tensor(a, i in case.wrt) for i, a in enumerate(case.args)]
+    args = [a if a is None or a.dtype.kind != "f" else Tensor.of(a, i in case.wrt) for i, a in enumerate(case.args)]
     out = op.definition(*args, **{**defaults(op), **case.options})
     assert judge64("output", np.asarray(op.definition(*case.args, **{**defaults(op), **case.options})), kernel) == []
     assert judge64("output", out.numpy(), kernel) == []

@@ -80,8 +80,8 @@ def test_comparisons_are_torch(name, shape, dtype, other, kind, seed):
     (lambda: ours.tensor(3), "tensor(3)"),
     (lambda: ours.tensor(np.ones(1)), "tensor([1.], dtype=float64)"),
     (lambda: ours.tensor([True]), "tensor([ True])"),
-    (lambda: ours.tensor([1.0], True), "tensor([1.], requires_grad=True)"),
-    (lambda: ours.tensor([1.0], True).exp(), "tensor([2.7183], grad_fn=<exp>)"),
+    (lambda: ours.tensor([1.0], requires_grad=True), "tensor([1.], requires_grad=True)"),
+    (lambda: ours.tensor([1.0], requires_grad=True).exp(), "tensor([2.7183], grad_fn=<exp>)"),
     (lambda: ours.zeros(0, 3), "tensor([], size=(0, 3))"),
 ])
 def test_repr_shows_values_dtype_and_what_made_it(make, text):
@@ -107,7 +107,8 @@ def test_deepcopy_is_a_leaf_of_its_own():
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("tensor", [ours.tensor([1.0, 2.0], True), Parameter(np.ones((2, 3))), ours.tensor(2), ours.zeros(0, 2),
+@pytest.mark.parametrize("tensor", [
+    ours.tensor([1.0, 2.0], requires_grad=True), Parameter(np.ones((2, 3))), ours.tensor(2), ours.zeros(0, 2),
                                     ours.tensor(np.arange(6.0).reshape(2, 3)).T])
 def test_a_leaf_survives_pickling(tensor, protocol):
     back = pickle.loads(pickle.dumps(tensor, protocol))
@@ -119,7 +120,7 @@ def test_a_leaf_survives_pickling(tensor, protocol):
 
 def test_the_result_of_an_op_is_not_pickled():
     with pytest.raises(AutogradError, match=r"pickle: got the result of an op, expected a leaf"):
-        pickle.dumps(ours.tensor([1.0], True) * 2)
+        pickle.dumps(ours.tensor([1.0], requires_grad=True) * 2)
 
 
 @pytest.mark.parametrize("index", [
@@ -146,7 +147,7 @@ def test_what_shares_memory_in_torch_shares_it_here_and_nothing_else(op):
     """Or a write into a result would reach its argument in one of the two only."""
     for seed in range(20):
         case = draw_call(op, Seeded(seed))
-        args = [Tensor(a) if is_float(a) else a for a in case.args]
+        args = [Tensor.of(a) if is_float(a) else a for a in case.args]
         out = apply(op, *args, **case.options)
         if not out.size or not out.numpy().flags.writeable:
             continue

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.cases import GRID, Case
 from benchmarks.inputs import draw_batches
-from tinygrad_llm import Tensor, Transformer
+from tinygrad_llm import Tensor, Transformer, tensor
 from tinygrad_llm.autograd import apply
 from tinygrad_llm.decoding import Decoder
 from tinygrad_llm.ops.declare import REGISTRY
@@ -103,13 +103,13 @@ def token_and_its_products() -> tuple[Work, Work]:
 
 def tape_and_numpy() -> tuple[Work, Work]:
     """A chain of 300 sums of scalars there and back, and 600 sums in NumPy: what recording an op costs."""
-    x, one = Tensor(np.ones(1, np.float32), requires_grad=True), np.ones(1, np.float32)
+    x, one = tensor(np.ones(1, np.float32), requires_grad=True), np.ones(1, np.float32)
 
     def chain() -> None:
         y = x
         for _ in range(300):
             y = y + one
-        y.backward(Tensor(one))
+        y.backward(tensor(one))
         x.grad = None
 
     def plain() -> None:
@@ -122,8 +122,8 @@ def tape_and_numpy() -> tuple[Work, Work]:
 
 def adamw_and_copies() -> tuple[Work, Work]:
     """A step of AdamW, and as many bytes copied as it cannot do without moving: reads p, g, m, v and writes p, m, v."""
-    p = Tensor(np.ones((512, 1024), np.float32), requires_grad=True)
-    p.grad = Tensor(np.ones((512, 1024), np.float32))
+    p = tensor(np.ones((512, 1024), np.float32), requires_grad=True)
+    p.grad = tensor(np.ones((512, 1024), np.float32))
     source, target = np.ones(7 * 512 * 1024 // 2, np.float32), np.empty(7 * 512 * 1024 // 2, np.float32)
     return AdamW([p]).step, lambda: np.copyto(target, source)
 
@@ -132,18 +132,18 @@ def fused_and_definition(name: str, *arrays: Any, **options: Any) -> tuple[Work,
     """An op there and back, and its definition in primitive ops there and back, both on the tape."""
     op = REGISTRY[name]
     assert op.definition is not None
-    inputs = [Tensor(a, requires_grad=True) if a is not None and a.dtype.kind == "f" else a for a in arrays]
+    inputs = [tensor(a, requires_grad=True) if a is not None and a.dtype.kind == "f" else a for a in arrays]
     return _there_and_back(partial(apply, op), inputs, options), _there_and_back(op.definition, inputs, options)
 
 
 def _there_and_back(call: Callable[..., Tensor], inputs: list[Any], options: dict[str, Any]) -> Work:
-    g = Tensor(np.ones(call(*inputs, **options).shape, np.float32))
+    g = tensor(np.ones(call(*inputs, **options).shape, np.float32))
 
     def work() -> None:
         call(*inputs, **options).backward(g)
-        for tensor in inputs:
-            if isinstance(tensor, Tensor):
-                tensor.grad = None
+        for one in inputs:
+            if isinstance(one, Tensor):
+                one.grad = None
 
     return work
 

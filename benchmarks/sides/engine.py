@@ -103,7 +103,7 @@ class Engine(ABC):
         return {"values": [_sample(self.array(t)) for t in (both(), *(leaf.grad for leaf in leaves))]}
 
     def _prepare_step(self, array: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
-        p = self.tensor(array, True)
+        p = self.tensor(array, requires_grad=True)
         p.grad = self.tensor(rng.standard_normal(array.shape).astype(array.dtype))
         step = self.adamw([p])
         step()

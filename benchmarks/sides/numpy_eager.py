@@ -62,7 +62,7 @@ class Engine(engine.Engine):
         return functional
 
     def tensor(self, array: np.ndarray, requires_grad: bool = False) -> Any:
-        return tinygrad_llm.Tensor(array, requires_grad=requires_grad) if array.dtype.kind == "f" else array
+        return tinygrad_llm.tensor(array, requires_grad=requires_grad) if array.dtype.kind == "f" else array
 
     def array(self, tensor: Any) -> np.ndarray:
         return tensor.numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 import warnings
 import weakref
@@ -34,7 +35,7 @@ from tinygrad_llm.autograd.modes import (
     is_inference_mode_enabled,
 )
 from tinygrad_llm.autograd.views import View, family
-from tinygrad_llm.ops import IndexRangeError, Op, ShapeError
+from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, Op, ShapeError
 
 
 class Size(int):
@@ -88,9 +89,21 @@ class Tensor:
         def __matmul__(self, other: Any) -> Tensor: ...
         def __neg__(self) -> Tensor: ...
 
-    def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None) -> None:
-        self._begin(as_array(data, dtype))
-        self.requires_grad_(requires_grad)
+    def __init__(self, data: Any = (), *, device: Any = None) -> None:
+        """torch.Tensor(data): float32, whatever the data are; of a tensor, its memory. `tensor` is what keeps dtypes.
+
+        Errors: TypeError for a number, which torch takes for a size.
+        """
+        if device not in (None, "cpu") or isinstance(data, int | float | np.generic):
+            raise TypeError(f"Tensor: data: got {data!r}, expected a sequence or an array, on 'cpu'; "
+                            "use tensor() for a number, zeros() for a size")
+        self._begin(data._array if isinstance(data, Tensor) else as_array(data, np.float32))
+        self._counter = data._counter if isinstance(data, Tensor) else self._counter
+
+    @classmethod
+    def of(cls, data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
+        """A copy of the data as a leaf: what `tensor` makes."""
+        return cls.from_array(as_array(data, dtype)).requires_grad_(requires_grad)
 
     def _begin(self, array: np.ndarray) -> None:
         self._array, self._node, self._requires_grad = array, None, False
@@ -377,8 +390,8 @@ class Tensor:
         if method == "__call__" and ufunc in NUMPY and not kwargs:
             return NUMPY[ufunc](*inputs)
         if "out" in kwargs:
-            raise TypeError(f"{ufunc.__name__}: out: got {type(kwargs['out'][0]).__name__} to write into (`a += tensor` does), "
-                            "expected none: a gradient cannot follow the write; use a + b, which makes a new tensor")
+            raise TypeError(f"{ufunc.__name__}: got an ndarray to write a tensor's values into (out=, or +=), expected none: "
+                            "a gradient cannot follow; use a + b")
         plain = _plain(inputs, _read_only)
         result = getattr(ufunc, method)(*plain, **kwargs)
         return _constant(ufunc, result)
@@ -474,16 +487,21 @@ def unwrap_index(index: Any) -> Any:
     """An index as NumPy takes it: tensors become arrays. Of integers alone, or of nothing, it gets an ellipsis, or the element
     that it names would be a copy, where torch gives a view."""
     if not isinstance(index, tuple):
-        return unwrap_index((index,)) if _is_integer(index) else _own(index)
-    parts = tuple([int(p) if _is_integer(p) else _own(p) for p in index])
+        return unwrap_index((index,)) if _is_integer(index) else _part(index)
+    parts = tuple([int(p) if _is_integer(p) else _part(p) for p in index])
     return (*parts, ...) if all(type(p) is int for p in parts) else parts
 
 
-def _own(part: Any) -> Any:
-    """Part of an index: of a tensor its memory, which is watched; of an array a copy, for nobody would see a write to it."""
-    if isinstance(part, np.ndarray):
-        return part.copy() if is_grad_enabled() and active_recorder() is None else part
-    return _plain([part])[0]
+def _part(part: Any) -> Any:
+    """Part of an index: of a tensor its memory, which is watched; of an array a copy, for nobody would see a write to it.
+
+    Errors: DtypeError for an array of uint8, which is a mask to torch and places to NumPy.
+    """
+    own = isinstance(part, np.ndarray) and is_grad_enabled() and active_recorder() is None
+    part = part.copy() if own else _plain([part])[0]
+    if getattr(part, "dtype", None) == np.uint8:
+        raise DtypeError("index: got dtype uint8, a mask to torch and places to NumPy, expected int64 (places) or bool (mask)")
+    return part
 
 
 def tensors_of(index: Any) -> tuple[Tensor, ...]:
@@ -508,16 +526,22 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray:
         return data if dtype is None else data.astype(dtype)
     try:
         array = np.array(data, dtype=dtype)
+    except OverflowError as error:
+        raise ArgumentError(f"tensor: data: got {data!r:.80}, expected numbers that the dtype can hold: {error}") from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"tensor: data: got {type(data).__name__}, expected numbers in a regular nesting: {error}") from None
     if array.dtype.kind not in "biuf":
         raise TypeError(f"tensor: data: got dtype {array.dtype}, expected real numbers or booleans")
-    if dtype is None and array.dtype == np.float64 and not isinstance(data, np.ndarray | np.generic) and not _has_arrays(data):
-        array = array.astype(np.float32)
-    return array
+    if dtype is None and array.dtype.kind == "f" and isinstance(data, tuple | list):
+        return array.astype(functools.reduce(np.promote_types, _float_dtypes(data), np.dtype(np.float16)))
+    return array.astype(np.float32) if dtype is None and type(data) is float else array
 
 
-def _has_arrays(data: Any) -> bool:
+def _float_dtypes(data: Any) -> set[np.dtype]:
+    """The floating dtypes of the elements of nested lists: float32 for Python's floats."""
     if isinstance(data, tuple | list):
-        return any(_has_arrays(d) for d in data)
-    return isinstance(data, np.ndarray | np.generic | Tensor)
+        return set().union(*map(_float_dtypes, data)) or {np.dtype(np.float32)}
+    if isinstance(data, float) and not isinstance(data, np.generic):
+        return {np.dtype(np.float32)}
+    dtype = getattr(data, "dtype", None)
+    return {dtype} if dtype is not None and dtype.kind == "f" else set()

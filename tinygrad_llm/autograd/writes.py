@@ -8,6 +8,7 @@ calls CopySlices.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from tinygrad_llm.autograd.modes import check_write, is_grad_enabled, is_inferen
 from tinygrad_llm.autograd.tensor import Tensor, apply, tensors_of, unwrap_index
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, Vjp, op
+from tinygrad_llm.ops.numbers import held
 from tinygrad_llm.ops.opaque import as_values
 
 
@@ -54,6 +56,7 @@ def inplace(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
     name = f"{function.__name__.strip('_')}_"
 
+    @functools.wraps(function, assigned=())
     def write(self: Tensor, *args: Any, **options: Any) -> Tensor:
         named = {key: value for key, value in options.items() if isinstance(value, Tensor)}  # operands as well
 
@@ -174,7 +177,7 @@ def _give_node(tensor: Tensor, new: Tensor) -> None:
 
 def _set(name: str, self: Tensor, places: np.ndarray, value: Any, index: Any = ()) -> Tensor:
     """Write value, broadcast and cast, at the flat places that an index named."""
-    tensor: Any = value if isinstance(value, Tensor) else Tensor.from_array(np.asarray(value, self.dtype))
+    tensor: Any = value if isinstance(value, Tensor) else Tensor.from_array(np.asarray(_held(name, self, value), self.dtype))
     if tensor.dtype != self.dtype and self.dtype.kind == "f":
         tensor = tensor.to(self.dtype)
     if (kept := _trimmed(name, tensor.shape, places.shape)) != tensor.shape:
@@ -182,6 +185,12 @@ def _set(name: str, self: Tensor, places: np.ndarray, value: Any, index: Any = (
     if tensor.shape != places.shape:
         tensor = np.broadcast_to(tensor, places.shape)
     return rewrite(name, self, lambda x, v: apply(put, x, v, places=places, watched=tensors_of(index)), tensor)
+
+
+def _held(name: str, self: Tensor, value: Any) -> np.ndarray:
+    """value as an array. Errors: ArgumentError for a number that the tensor's dtype cannot hold: NumPy would cut it off."""
+    number = held(name, "value", value, self.dtype) if isinstance(value, int | float) and self.dtype.kind in "iu" else value
+    return np.asarray(number)
 
 
 def setitem(self: Tensor, index: Any, value: Any) -> None:
@@ -196,7 +205,8 @@ def setitem(self: Tensor, index: Any, value: Any) -> None:
 
 
 def _assign(self: Tensor, index: Any, value: Any) -> None:
-    array = np.asarray(value._array if isinstance(value, Tensor) else value).astype(self.dtype, copy=False)
+    array = value._array if isinstance(value, Tensor) else _held("setitem", self, value)
+    array = array.astype(self.dtype, copy=False)
     _trimmed("setitem", array.shape, _index("setitem", self._array, index).shape)
     self._array[index] = array
 
@@ -217,12 +227,12 @@ def _index(name: str, array: np.ndarray, index: Any) -> Any:
         raise IndexRangeError(f"{name}: index: got {index!r} for shape {array.shape}, expected one inside: {error}") from None
 
 
-def copy_(self: Tensor, source: Any) -> Tensor:
-    """Write the values of source, broadcast and cast within their kind (floats to floats), into this tensor."""
-    dtype = np.asarray(source).dtype
+def copy_(self: Tensor, other: Any, non_blocking: bool = False) -> Tensor:
+    """Write the values of other, broadcast and cast within their kind (floats to floats), into this tensor."""
+    dtype = np.asarray(other).dtype
     if not np.can_cast(dtype, self.dtype, "same_kind"):
-        raise DtypeError(f"copy_: got a source of dtype {dtype}, expected one that {self.dtype} can hold")
-    return _fill("copy_", self, source)
+        raise DtypeError(f"copy_: other: got dtype {dtype}, expected one that {self.dtype} can hold")
+    return _fill("copy_", self, other)
 
 
 def fill_(self: Tensor, value: Any) -> Tensor:
@@ -241,7 +251,7 @@ def _fill(name: str, self: Tensor, value: Any) -> Tensor:
     _check_memory(name, self)
     if _is_recorded(self, (value,)):
         return _set(name, self, np.arange(self.size).reshape(self.shape), value)
-    array = np.asarray(value)
+    array = _held(name, self, value)
     np.copyto(self._array, array.reshape(_trimmed(name, array.shape, self.shape)), casting="unsafe")
     self._counter.count += 1
     return self

@@ -1,9 +1,9 @@
 """The public functions of tensors, with torch's names and arguments; `axis` and `keepdims` are taken for dim and keepdim."""
 
 from tinygrad_llm.functions import dispatch, linalg
-from tinygrad_llm.functions.base import as_operand, as_tensor, lift, result_type, to
+from tinygrad_llm.functions.base import as_operand, lift, result_type, to
 from tinygrad_llm.functions.contraction import einsum
-from tinygrad_llm.functions.create import arange, from_numpy, full, ones, ones_like, tensor, zeros, zeros_like
+from tinygrad_llm.functions.create import arange, as_tensor, from_numpy, full, ones, ones_like, tensor, zeros, zeros_like
 from tinygrad_llm.functions.elementwise import (
     abs,
     add,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -11,7 +12,8 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, as_array, is_grad_enabled
 from tinygrad_llm.autograd.modes import active_recorder
-from tinygrad_llm.ops import DtypeError, IndexRangeError, Op, elementwise
+from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, Op, elementwise
+from tinygrad_llm.ops.numbers import wrapped
 from tinygrad_llm.ops.opaque import as_values
 
 Dim = int | tuple[int, ...] | None
@@ -39,10 +41,10 @@ def as_operand(value: Any) -> Any:
         return value.item()
     if isinstance(value, Tensor | np.ndarray | float | bool) or value is None:
         return value
-    return int(value) if isinstance(value, int) else as_tensor(value)
+    return int(value) if isinstance(value, int) else as_array_like(value)
 
 
-def as_tensor(value: Any) -> Any:
+def as_array_like(value: Any) -> Any:
     """A tensor or an array as it is; anything else as a constant tensor, a float as float32.
 
     Errors: TypeError for a sequence of tensors (such as max(dim) returns), whose gradients would be lost.
@@ -119,18 +121,38 @@ def promoted(*operands: Any) -> list[Any]:
     dtype = result_type(*operands)
     if not dtypes:
         return [Tensor.from_array(np.asarray(a, dtype)) for a in operands]
-    return [to(a, dtype) if hasattr(a, "dtype") else a for a in operands]
+    return [to(a, dtype) if hasattr(a, "dtype") else wrapped(a, dtype) for a in operands]
+
+
+_HALF = np.dtype(np.float16)
+
+
+def in_single(function: F) -> F:
+    """The function of a float16 operand made in float32, as torch's kernels make it: the result alone is rounded."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        first = args[0] if args else next(iter(options.values()), None)
+        if getattr(first, "dtype", None) != _HALF:
+            return function(*args, **options)
+        given = [*args, *options.values()]
+        if wider := [a for a in given if getattr(a, "dtype", _HALF).kind == "f" and getattr(a, "dtype", _HALF) != _HALF]:
+            raise DtypeError(f"{function.__name__}: got {wider[0].dtype} beside float16, expected one dtype")
+        single = [to(a, np.float32) if getattr(a, "dtype", None) == _HALF else a for a in given]
+        return to(function(*single[: len(args)], **dict(zip(options, single[len(args) :]))), _HALF)
+
+    return call  # type: ignore[return-value]
 
 
 def floating(input: Any) -> Any:
     """An operand of a function of real numbers: integers and booleans as float32, as in torch."""
-    x = input if isinstance(input, Tensor | np.ndarray) else as_tensor(input)
+    x = input if isinstance(input, Tensor | np.ndarray) else as_array_like(input)
     return x if x.dtype.kind in INEXACT else to(x, np.float32)
 
 
 def numeric(name: str, input: Any) -> Any:
     """An operand, or DtypeError where it is of booleans, which torch refuses to negate or to order."""
-    x = as_tensor(input)
+    x = as_array_like(input)
     if x.dtype == np.bool_:
         raise DtypeError(f"{name}: input: got dtype bool, expected numbers")
     return x
@@ -138,17 +160,22 @@ def numeric(name: str, input: Any) -> Any:
 
 def only_floats(name: str, input: Any) -> Any:
     """An operand, or DtypeError where it is not floating: torch refuses the mean of integers."""
-    x = as_tensor(input)
+    x = as_array_like(input)
     if x.dtype.kind not in INEXACT:
         raise DtypeError(f"{name}: input: got dtype {x.dtype}, expected a floating dtype")
     return x
 
 
-def summable(input: Any, dtype: Any = None) -> Any:
-    """An operand of a sum: integers and booleans are added as int64, as in torch, unless a dtype is asked for."""
-    x = as_tensor(input)
+def summable(name: str, input: Any, dtype: Any = None) -> Any:
+    """An operand of a sum: integers and booleans are added as int64, as in torch, unless a dtype is asked for.
+
+    Errors: DtypeError for a dtype that is not floating where a gradient would be lost.
+    """
+    x = as_array_like(input)
     if dtype is None and x.dtype.kind in "biu":
         dtype = np.int64
+    elif dtype is not None and np.dtype(dtype).kind not in INEXACT and is_grad_enabled() and getattr(x, "requires_grad", False):
+        raise DtypeError(f"{name}: dtype: got {np.dtype(dtype)} for an input that requires grad, expected a floating dtype")
     return x if dtype is None else to(x, dtype)
 
 
@@ -198,6 +225,42 @@ def _named(function: F, op: Op) -> F:
     return function
 
 
+# Arguments with one value ------------------------------------------------------------------------------------------------
+
+_ONE_VALUE: dict[str, tuple[Any, ...]] = {
+    "device": (None, "cpu"), "pin_memory": (False, None), "sparse": (False,), "sparse_grad": (False,),
+}
+
+
+def taking(*names: str) -> Callable[[F], F]:
+    """@taking("device", "pin_memory"): the function takes these of torch's arguments too, by name, where they change nothing.
+
+    Errors: ValueError for another value than that of NumPy's memory, such as pin_memory=True.
+    """
+
+    def wrap(function: F) -> F:
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Any:
+            for name in names:
+                if name in options:
+                    only(function.__name__, name, options.pop(name))
+            return function(*args, **options)
+
+        own = inspect.signature(function)
+        taken = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_ONE_VALUE[name][0]) for name in names]
+        call.__signature__ = own.replace(parameters=[*own.parameters.values(), *taken])  # type: ignore[attr-defined]
+        return call  # type: ignore[return-value]
+
+    return wrap
+
+
+def only(name: str, argument: str, value: Any) -> None:
+    """Nothing. Errors: ValueError where the argument has another value than the one there is."""
+    allowed = _ONE_VALUE[argument]
+    if value not in allowed and not (argument == "device" and str(value) in ("cpu", "cpu:0")):  # torch.device("cpu") too
+        raise ArgumentError(f"{name}: {argument}: got {value!r}, expected {allowed[-1] or allowed[0]!r}")
+
+
 # Axes --------------------------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +293,7 @@ def dims_of(name: str, input: Any, dim: Any) -> Any:
         return dim
     dims = whole_tuple(name, "dim", dim) if isinstance(dim, tuple | list) else whole(name, "dim", dim)
     if not input.ndim and isinstance(dims, tuple) and len({axis_of(name, input, d) for d in dims}) < len(dims):
-        raise ValueError(f"{name}: dim: got {dim}, expected each axis once")
+        raise ArgumentError(f"{name}: dim: got {dim}, expected each axis once")
     return dims
 
 

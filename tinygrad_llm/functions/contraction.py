@@ -9,11 +9,11 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.functions.base import as_tensor, no_view, promoted
+from tinygrad_llm.functions.base import as_array_like, no_view, promoted, whole
 from tinygrad_llm.functions.products import matmul
 from tinygrad_llm.functions.reductions import sum
 from tinygrad_llm.functions.shapes import diagonal, permute, reshape
-from tinygrad_llm.ops import ShapeError
+from tinygrad_llm.ops import ArgumentError, ShapeError
 
 Labels = list[Any]
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -33,7 +33,7 @@ def einsum(equation: Any, *operands: Any) -> Tensor:
         equation, operands = _from_lists((equation, *operands))
     if len(operands) == 1 and isinstance(operands[0], tuple | list):
         operands = tuple(operands[0])
-    tensors = [as_tensor(x) for x in operands]
+    tensors = [as_array_like(x) for x in operands]
     terms, out = _parsed(equation, tensors)
     sizes = _sizes(equation, tensors, terms)
     parts = [_simplified(x, labels, sizes) for x, labels in zip(tensors, terms)]
@@ -49,10 +49,16 @@ def einsum(equation: Any, *operands: Any) -> Tensor:
 def _from_lists(args: Sequence[Any]) -> tuple[str, tuple[Any, ...]]:
     """The equation of einsum(x, [0, ..., 1], y, [1], [0]): number n is the n-th letter, capitals first."""
     lists = [*args[1::2], args[-1]] if len(args) % 2 else list(args[1::2])
-    terms = ["".join("..." if n is Ellipsis else _LETTERS[n] for n in one) for one in lists]
+    terms = ["".join("..." if n is Ellipsis else _letter(n) for n in one) for one in lists]
     operands = args[: len(args) - 1 if len(args) % 2 else len(args)][::2]
     inputs = ",".join(terms[: len(operands)])
     return (f"{inputs}->{terms[-1]}" if len(args) % 2 else inputs), tuple(operands)
+
+
+def _letter(number: Any) -> str:
+    if not 0 <= whole("einsum", "labels", number) < len(_LETTERS):
+        raise ArgumentError(f"einsum: labels: got {number}, expected numbers from 0 to {len(_LETTERS) - 1}")
+    return _LETTERS[number]
 
 
 def _parsed(equation: str, tensors: list[Any]) -> tuple[list[Labels], Labels]:
@@ -61,9 +67,9 @@ def _parsed(equation: str, tensors: list[Any]) -> tuple[list[Labels], Labels]:
     terms = [re.findall(r"\.\.\.|.", term) for term in left.split(",")]
     output = re.findall(r"\.\.\.|.", right)
     if bad := {n for term in [*terms, output] for n in term} - {*_LETTERS, "..."}:
-        raise ValueError(f"einsum: equation: got {sorted(bad)[0]!r} in {equation!r}, expected letters, '...', ',' and '->'")
+        raise ArgumentError(f"einsum: equation: got {sorted(bad)[0]!r} in {equation!r}, expected letters, '...', ',' and '->'")
     if len(terms) != len(tensors):
-        raise ValueError(f"einsum: operands: got {len(tensors)}, expected {len(terms)} for {equation!r}")
+        raise ArgumentError(f"einsum: operands: got {len(tensors)}, expected {len(terms)} for {equation!r}")
     labels = [_expanded(equation, term, x.ndim) for term, x in zip(terms, tensors)]
     counts = Counter(n for term in labels for n in term)
     dots = sorted({n for n in counts if isinstance(n, int)}, reverse=True)
@@ -71,7 +77,7 @@ def _parsed(equation: str, tensors: list[Any]) -> tuple[list[Labels], Labels]:
         return labels, [*dots, *sorted(n for n, count in counts.items() if isinstance(n, str) and count == 1)]
     out = [n for name in output for n in (dots if name == "..." else [name])]
     if wrong := [n for n in out if n not in counts or out.count(n) > 1]:
-        raise ValueError(f"einsum: equation: got {wrong[0]!r} in the output of {equation!r}, expected once, from an operand")
+        raise ArgumentError(f"einsum: equation: got {wrong[0]!r} in the output of {equation!r}, expected once, from an operand")
     return labels, out
 
 

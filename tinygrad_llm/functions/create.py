@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.functions.base import sizes_of
-from tinygrad_llm.ops import ShapeError
+from tinygrad_llm.functions.base import sizes_of, taking, to
+from tinygrad_llm.ops import ArgumentError, ShapeError
+from tinygrad_llm.ops.numbers import held
 
 
-def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
+@taking("device", "pin_memory")
+def tensor(data: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """A new Tensor holding a copy of data: numbers, nested lists, an array or a tensor.
 
     Python floats become float32 and arrays keep their dtype, as in torch.tensor. Errors: ValueError for ragged data,
     TypeError for data that are not numbers, AutogradError for requires_grad with a dtype that is not floating.
     """
-    return Tensor(data, requires_grad, dtype)
+    return Tensor.of(data, requires_grad, dtype)
 
 
-def from_numpy(array: np.ndarray) -> Tensor:
+@taking("device")
+def as_tensor(data: Any, *, dtype: Any = None) -> Tensor:
+    """data as a tensor: itself where nothing changes, an array's memory where its dtype stays, else a copy.
+
+    A tensor in another dtype keeps its gradient.
+    """
+    if isinstance(data, Tensor):
+        return data if dtype is None else to(data, dtype)
+    if isinstance(data, np.ndarray) and data.dtype.kind in "biuf" and dtype in (None, data.dtype):
+        return Tensor.from_array(data)
+    return Tensor.of(data, False, dtype)
+
+
+def from_numpy(ndarray: np.ndarray, /) -> Tensor:
     """A Tensor that shares the array's memory."""
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"from_numpy: array: got {type(array).__name__}, expected a numpy.ndarray")
-    return Tensor.from_array(array)
+    if not isinstance(ndarray, np.ndarray):
+        raise TypeError(f"from_numpy: ndarray: got {type(ndarray).__name__}, expected a numpy.ndarray")
+    return Tensor.from_array(ndarray)
 
 
 def _sizes(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:
@@ -34,36 +52,85 @@ def _sizes(name: str, size: tuple[Any, ...]) -> tuple[int, ...]:
     return sizes
 
 
-def zeros(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
-    """Zeros of the given shape."""
-    return Tensor(np.zeros(_sizes("zeros", size), dtype), requires_grad)
+def _of_size(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """make(2, 3), make((2, 3)) and make(size=(2, 3)) mean the same."""
+
+    @functools.wraps(make)
+    def call(*size: Any, **options: Any) -> Tensor:
+        if "size" in options:
+            size = (*size, options.pop("size"))
+        if not size:
+            raise TypeError(f"{make.__name__}: size: got none, expected one; () makes a tensor without axes")
+        return make(_sizes(make.__name__, size), **options)
+
+    return call
 
 
+@taking("device", "pin_memory")
+@_of_size
+def zeros(size: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """Zeros of the given shape, float32 by default."""
+    return Tensor.from_array(np.zeros(size, np.float32 if dtype is None else dtype)).requires_grad_(requires_grad)
+
+
+@taking("device", "pin_memory")
+@_of_size
+def ones(size: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """Ones of the given shape, float32 by default."""
+    return Tensor.from_array(np.ones(size, np.float32 if dtype is None else dtype)).requires_grad_(requires_grad)
+
+
+@taking("device", "pin_memory")
 def full(size: Any, fill_value: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """One value everywhere; a Python float gives float32, as in torch."""
-    value = np.asarray(fill_value, dtype) if dtype is not None else Tensor(fill_value).numpy()
-    return Tensor(np.full(_sizes("full", (size,)), value), requires_grad, value.dtype)
+    """One value everywhere, a number or a tensor without axes; a Python float gives float32, as in torch.
+
+    Errors: ArgumentError for a number that the dtype cannot hold.
+    """
+    value = fill_value.item() if isinstance(fill_value, Tensor | np.generic) else fill_value
+    if dtype is None:
+        dtype = fill_value.dtype if isinstance(fill_value, Tensor) else Tensor.of(value).dtype
+    value = held("full", "fill_value", value, dtype)
+    return Tensor.from_array(np.full(_sizes("full", (size,)), value, dtype)).requires_grad_(requires_grad)
 
 
+@taking("device", "pin_memory")
 def zeros_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Zeros of input's shape and, by default, dtype."""
     return zeros(input.shape, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad)
 
 
+@taking("device", "pin_memory")
 def ones_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Ones of input's shape and, by default, dtype."""
     return ones(input.shape, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad)
 
 
-def arange(
-    start: float, end: float | None = None, step: float = 1, *, dtype: Any = None, requires_grad: bool = False
-) -> Tensor:
-    """start, start + step, … below end; arange(n) counts from 0. Floats give float32, as in torch."""
-    values = np.arange(start) if end is None else np.arange(start, end, step)
-    dtype = np.float32 if dtype is None and values.dtype.kind == "f" else dtype
-    return Tensor(values, requires_grad, dtype)
+@taking("device", "pin_memory")
+def arange(start: Any = None, end: Any = None, step: Any = 1, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
+    """start, start + step, … below end; arange(n) and arange(end=n) count from 0. Floats give float32, as in torch.
+
+    Errors: TypeError for a step or a start without an end, ArgumentError where a bound is not finite, step is 0, or end
+    lies on the other side of start.
+    """
+    if end is None and (start is None or step != 1):
+        raise TypeError(f"arange: end: got none beside start = {start} and step = {step}, expected a number")
+    start, end = (0, start) if end is None else (0 if start is None else start, end)
+    if not all(math.isfinite(bound) for bound in (start, end, step)) or step == 0:
+        raise ArgumentError(f"arange: start, end, step: got {start}, {end}, {step}, expected finite numbers, and a step not 0")
+    if (end - start) * step < 0:
+        raise ArgumentError(f"arange: end: got {end} for start = {start} and step = {step}, expected one that steps lead to")
+    if dtype is None:
+        dtype = np.int64 if all(isinstance(bound, int | np.integer) for bound in (start, end, step)) else np.float32
+    return Tensor.from_array(_counted(start, end, step, np.dtype(dtype))).requires_grad_(requires_grad)
 
 
-def ones(*size: Any, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
-    """Ones of the given shape."""
-    return Tensor(np.ones(_sizes("ones", size), dtype), requires_grad)
+def _counted(start: float, end: float, step: float, dtype: np.dtype) -> np.ndarray:
+    """start, start + step, … as torch counts: of integers without their fractions; those of int64 say how many, too."""
+    if dtype.kind not in "iu":
+        return np.arange(start, end, step).astype(dtype)
+    whole_start, whole_step = int(start), int(step)
+    if dtype == np.int64:
+        start, end, step = whole_start, int(end), whole_step
+    if not step:
+        raise ArgumentError(f"arange: step: got a fraction for {dtype}, expected an integer")
+    return (whole_start + whole_step * np.arange(math.ceil((end - start) / step))).astype(dtype)

@@ -89,34 +89,43 @@ def _copy(a: Any) -> Tensor:
 # Reductions --------------------------------------------------------------------------------------------------------------
 
 
+def _over(axis: Axis, reduce: Callable[[Any, Any], Tensor], a: Any) -> Tensor:
+    """reduce(a, axis). `axis=()` means no axis to NumPy and all to torch: then it is a new axis of size 1 that is reduced."""
+    if axis != ():
+        return reduce(a, axis)
+    return s.reshape(reduce(s.unsqueeze(a, 0), 0), a.shape)
+
+
 @stands_for(np.sum)
 def _sum(a: Any, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    return r.sum(a, axis, keepdims)
+    return _over(axis, lambda a, axis: r.sum(a, axis, keepdims), a)
 
 
 @stands_for(np.mean)
 def _mean(a: Any, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    return r.mean(a, axis, keepdims)
+    return _over(axis, lambda a, axis: r.mean(a, axis, keepdims), a)
 
 
 @stands_for(np.max, np.amax)
 def _max(a: Any, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    return r.amax(a, axis, keepdims)
+    return _over(axis, lambda a, axis: r.amax(a, axis, keepdims), a)
 
 
 @stands_for(np.min, np.amin)
 def _min(a: Any, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    return r.amin(a, axis, keepdims)
+    return _over(axis, lambda a, axis: r.amin(a, axis, keepdims), a)
 
 
 @stands_for(np.var)
 def _var(a: Any, axis: Axis = None, *, ddof: float = 0, keepdims: bool = False, correction: float | None = None) -> Tensor:
-    return r.var(a, axis, keepdim=keepdims, correction=ddof if correction is None else correction)
+    less = ddof if correction is None else correction
+    return _over(axis, lambda a, axis: r.var(a, axis, keepdim=keepdims, correction=less), a)
 
 
 @stands_for(np.std)
 def _std(a: Any, axis: Axis = None, *, ddof: float = 0, keepdims: bool = False, correction: float | None = None) -> Tensor:
-    return r.std(a, axis, keepdim=keepdims, correction=ddof if correction is None else correction)
+    less = ddof if correction is None else correction
+    return _over(axis, lambda a, axis: r.std(a, axis, keepdim=keepdims, correction=less), a)
 
 
 @stands_for(np.prod)
@@ -139,7 +148,7 @@ def _norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) ->
     if ord is not None and ((ord != "fro") if matrices else (isinstance(ord, str) or (axis is None and x.ndim > 2))):
         raise TypeError(f"norm: ord: got {ord!r} for shape {x.shape} and axis {axis}, expected None, 'fro' for matrices, or a "
                         "number for vectors")
-    return r.vector_norm(floating(x), ord if isinstance(ord, int | float) else 2, axis, keepdims)
+    return r.vector_norm(floating(x), 2 if ord is None or isinstance(ord, str) else ord, axis, keepdims)
 
 
 @stands_for(np.linalg.vector_norm)

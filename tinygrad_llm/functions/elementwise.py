@@ -9,8 +9,8 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor, apply
 from tinygrad_llm.functions.base import (
     INEXACT,
+    as_array_like,
     as_operand,
-    as_tensor,
     binary,
     floating,
     promoted,
@@ -18,8 +18,9 @@ from tinygrad_llm.functions.base import (
     to,
     unary,
 )
-from tinygrad_llm.ops import DtypeError, ShapeError, elementwise, reduce, shape
-from tinygrad_llm.ops.opaque import as_values
+from tinygrad_llm.ops import ArgumentError, DtypeError, ShapeError, elementwise, reduce, shape
+from tinygrad_llm.ops.numbers import held
+from tinygrad_llm.ops.opaque import any_of, as_values
 
 neg, abs, relu = unary(elementwise.neg), unary(elementwise.abs), unary(elementwise.relu)
 exp, expm1 = unary(elementwise.exp, real=True), unary(elementwise.expm1, real=True)
@@ -35,7 +36,18 @@ _BOOL = np.dtype(np.bool_)
 
 def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     """input + alpha · other."""
-    return _add(input, other if alpha == 1 else mul(other, alpha))
+    return _add(input, other if alpha == 1 else _multiple("add", input, other, alpha))
+
+
+def _multiple(name: str, input: Any, other: Any, alpha: float) -> Tensor:
+    """alpha · other, in the result type of input and other."""
+    x, y = promoted(as_operand(input), as_operand(other))
+    dtype = result_type(x, y)
+    if dtype.kind in "biu" and not isinstance(alpha, int):
+        raise DtypeError(f"{name}: alpha: got {alpha} for {dtype}, expected an integer")
+    if isinstance(alpha, bool) and dtype != np.bool_:
+        raise DtypeError(f"{name}: alpha: got {alpha} for {dtype}, expected a number")
+    return mul(as_array_like(y), held(name, "alpha", alpha, dtype))
 
 
 def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
@@ -43,16 +55,19 @@ def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
     x, y = as_operand(input), as_operand(other)
     if _BOOL in (getattr(x, "dtype", None), getattr(y, "dtype", None)) or isinstance(x, bool) or isinstance(y, bool):
         raise DtypeError("sub: got booleans, expected numbers (or ~x, x ^ y)")
-    return _sub(x, y if alpha == 1 else mul(y, alpha))
+    return _sub(x, y if alpha == 1 else _multiple("sub", x, y, alpha))
 
 
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
     """input / other; integers give float32. rounding_mode "floor" or "trunc" rounds, and lets no gradient through."""
-    x, y = promoted(as_operand(input), as_operand(other))
+    x, y = as_operand(input), as_operand(other)
+    if rounding_mode is None and result_type(x, y).kind in "biu":
+        return apply(elementwise.div, floating(x), floating(y))
+    x, y = promoted(x, y)
     if rounding_mode is None:
-        return apply(elementwise.div, *[floating(a) if hasattr(a, "dtype") else a for a in (x, y)])
+        return apply(elementwise.div, x, y)
     if rounding_mode not in ("floor", "trunc"):
-        raise ValueError(f"div: rounding_mode: got {rounding_mode!r}, expected None, 'floor' or 'trunc'")
+        raise ArgumentError(f"div: rounding_mode: got {rounding_mode!r}, expected None, 'floor' or 'trunc'")
     a, b = [np.asarray(v, result_type(x, y)) for v in (x, y)]
     if rounding_mode == "floor":
         return without_slope(np.floor_divide(a, b), x, y)
@@ -62,22 +77,33 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
 def pow(input: Any, exponent: Any) -> Tensor:
     """input to the power of exponent.
 
-    Errors: DtypeError for booleans to the power of booleans, ValueError for integers to negative powers: neither are integers.
+    Errors: DtypeError for booleans to the power of booleans, ArgumentError for integers to a negative number: neither are
+    integers.
     """
-    x, y = promoted(as_operand(input), as_operand(exponent))
+    x, y = as_operand(input), as_operand(exponent)
+    integers = result_type(x, y).kind in "biu"
+    if integers and isinstance(y, int) and y < 0:
+        raise ArgumentError(f"pow: exponent: got {y} for integers, expected a floating dtype, or none below 0")
+    x, y = promoted(x, y)
     if _BOOL in (getattr(x, "dtype", None), getattr(y, "dtype", None)):
         raise DtypeError("pow: got booleans to the power of booleans, expected numbers")
-    try:
-        return apply(elementwise.pow, x, y)
-    except ValueError as error:
-        if "negative integer" not in str(error):
-            raise
-        raise ValueError("pow: exponent: got a negative integer for integers, expected a floating dtype") from None
+    return Tensor.from_array(_integer_power(x, y)) if integers else apply(elementwise.pow, x, y)
+
+
+def _integer_power(x: Any, y: Any) -> Any:
+    """xʸ of integers; where y < 0 what is left of a fraction, ±1 for x = ±1 and else 0, as in torch."""
+    dtype = result_type(x, y)
+    a, b = [as_values(v) if hasattr(v, "dtype") else dtype.type(v) for v in (x, y)]
+    below = b < 0
+    if not any_of(below):
+        return as_values(np.power(a, b))
+    odd_ones = np.where(b % 2 == 0, 1, a)
+    return as_values(np.where(below, np.where(np.abs(a) == 1, odd_ones, 0), np.power(a, np.where(below, 0, b))).astype(dtype))
 
 
 def square(input: Any) -> Tensor:
     """x². Booleans give int64, as a power of theirs does."""
-    x = as_tensor(input)
+    x = as_array_like(input)
     return apply(elementwise.square, to(x, np.int64) if x.dtype == np.bool_ else x)
 
 
@@ -92,9 +118,12 @@ def rsqrt(input: Any) -> Tensor:
 
 
 def sign(input: Any) -> Tensor:
-    """−1, 0 or 1. The gradient is zero everywhere."""
-    x = as_tensor(input)
-    return without_slope(as_values(x) if x.dtype == np.bool_ else np.sign(as_values(x)), x)
+    """−1, 0 or 1, of nan 0 as in torch. The gradient is zero everywhere."""
+    x = as_array_like(input)
+    values = as_values(x)
+    if x.dtype.kind == "f":
+        return without_slope(np.where(values == values, np.sign(values), 0), x)
+    return without_slope(values if x.dtype == np.bool_ else np.sign(values), x)
 
 
 def without_slope(values: Any, *inputs: Any) -> Tensor:
@@ -110,37 +139,46 @@ def without_slope(values: Any, *inputs: Any) -> Tensor:
 def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     """min(max(x, min), max); bounds are numbers, or tensors that broadcast.   dx = g where min ≤ x ≤ max, as in torch"""
     if min is None and max is None:
-        raise ValueError("clamp: got neither min nor max, expected at least one of them")
+        raise ArgumentError("clamp: got neither min nor max, expected at least one of them")
     if wrong := [bound for bound in (min, max) if isinstance(bound, str)]:
         raise TypeError(f"clamp: min, max: got {wrong[0]!r}, expected numbers or tensors")
     x, low, high = as_operand(input), as_operand(min), as_operand(max)
     bounds = [a for a in (low, high) if a is not None]
     dtype = result_type(x, *bounds)
+    if dtype.kind in "iu":
+        low, high = [a if a is None or hasattr(a, "dtype") else held("clamp", name, a, dtype)
+                     for name, a in (("min", low), ("max", high))]
     if dtype == np.bool_ and not (len(bounds) == 1 and hasattr(bounds[0], "dtype")):  # one tensor: the maximum, of booleans too
         raise DtypeError("clamp: input: got booleans, expected numbers")
     if hasattr(low, "dtype") or hasattr(high, "dtype"):
         broadcast_shape("clamp", input=np.shape(x), min=np.shape(low), max=np.shape(high))
         x = x if low is None else where(as_values(x) < as_values(low), low, x)
         return x if high is None else where(as_values(x) > as_values(high), high, x)
-    return apply(elementwise.clamp, to(as_tensor(x), dtype), min=low, max=high)
+    return apply(elementwise.clamp, to(as_array_like(x), dtype), min=low, max=high)
 
 
 def where(condition: Any, input: Any = None, other: Any = None) -> Any:
     """input where condition holds, else other; all three broadcast. With condition alone: the indices where it holds."""
     if input is None and other is None:
         return tuple(Tensor.from_array(i) for i in np.nonzero(np.atleast_1d(np.asarray(condition))))
-    return apply(elementwise.where, as_mask("where", "condition", condition), *promoted(as_operand(input), as_operand(other)))
+    x, y = as_operand(input), as_operand(other)
+    dtype = result_type(x, y)
+    if dtype.kind in "iu":
+        x, y = [a if hasattr(a, "dtype") else held("where", name, a, dtype) for name, a in (("input", x), ("other", y))]
+    return apply(elementwise.where, as_mask("where", "condition", condition), *promoted(x, y))
 
 
 def masked_fill(input: Any, mask: Any, value: Any) -> Tensor:
     """input with value, a number or a 0-d tensor, wherever mask is True; the dtype stays input's, as in torch."""
-    x, fill = as_tensor(input), as_operand(value)
+    if isinstance(value, complex) or getattr(getattr(value, "dtype", None), "kind", "") == "c":
+        raise DtypeError(f"masked_fill: value: got {value}, expected a real number")
+    x, fill = as_array_like(input), as_operand(value)
     if np.ndim(fill):
-        raise ValueError(f"masked_fill: value: got shape {np.shape(fill)}, expected a number or a 0-d tensor")
+        raise ArgumentError(f"masked_fill: value: got shape {np.shape(fill)}, expected a number or a 0-d tensor")
     if hasattr(fill, "dtype"):
         fill = to(fill, x.dtype)
     elif x.dtype.kind not in INEXACT and fill is not None:
-        fill = x.dtype.type(fill).item()
+        fill = bool(fill) if x.dtype == np.bool_ else held("masked_fill", "value", fill, x.dtype)
     return where(as_mask("masked_fill", "mask", mask), fill, x)
 
 

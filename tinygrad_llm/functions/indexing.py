@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, unwrap_index
-from tinygrad_llm.functions.base import as_index, as_tensor, axis_of, no_view, spelled
+from tinygrad_llm.functions.base import as_array_like, as_index, axis_of, no_view, only, spelled
 from tinygrad_llm.functions.elementwise import add, broadcast_shape, mul, where
-from tinygrad_llm.functions.shapes import broadcast_to, getitem, reshape
+from tinygrad_llm.functions.shapes import broadcast_to, copied, getitem, reshape
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, shape
 from tinygrad_llm.ops.checks import check_below
 
 
 @spelled
-def gather(input: Any, dim: int, index: Any) -> Tensor:
+def gather(input: Any, dim: int, index: Any, *, sparse_grad: bool = False) -> Tensor:
     """out[i, j, k] = input[i, index[i, j, k], k] for dim 1; index may be smaller than input along the other axes."""
+    only("gather", "sparse_grad", sparse_grad)
     i = _integers("gather", index)
     if not i.size:
         axis_of("gather", input, dim)
@@ -30,10 +31,14 @@ def gather(input: Any, dim: int, index: Any) -> Tensor:
 
 @spelled
 def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
-    """gather, where input and indices broadcast along the other axes; without dim, of both flattened."""
-    i = as_index(indices)
+    """gather, where input and indices broadcast along the other axes; without dim, of both flattened.
+
+    Unlike gather's, indices may count from the end, as in torch.
+    """
+    i = _integers("take_along_dim", indices)
     if dim is None:
-        return gather(reshape(input, -1), 0, reshape(indices, -1))
+        flat = _from_start(i, int(input.size)).reshape(-1)
+        return _taken(reshape(input, -1), _mesh("take_along_dim", reshape(input, -1), 0, flat), indices)
     if i.ndim != input.ndim:
         raise ShapeError(f"take_along_dim: indices: got shape {i.shape}, expected {input.ndim} axes as of input {input.shape}")
     if not input.ndim:
@@ -42,8 +47,14 @@ def take_along_dim(input: Any, indices: Any, dim: int | None = None) -> Tensor:
     own, asked = [(*size[:axis], 1, *size[axis + 1 :]) for size in (input.shape, i.shape)]
     others = broadcast_shape("take_along_dim", input=own, indices=asked)
     wide, taken = [(*others[:axis], *size[axis : axis + 1], *others[axis + 1 :]) for size in (input.shape, i.shape)]
-    places = indices if i.shape == taken else np.broadcast_to(i, taken).copy()
-    return gather(input if input.shape == wide else broadcast_to(input, wide), axis, places)
+    i = np.broadcast_to(_from_start(i, input.shape[axis]), taken)
+    x = input if input.shape == wide else broadcast_to(input, wide)
+    return _taken(x, _mesh("take_along_dim", x, axis, i), indices) if i.size else gather(x, axis, i)
+
+
+def _from_start(index: Any, size: int) -> Any:
+    """Indices from −size on as indices from 0 on."""
+    return np.where(index < 0, index + size, index)
 
 
 @spelled
@@ -54,7 +65,7 @@ def index_select(input: Any, dim: int, index: Any) -> Tensor:
         return _taken(input, (slice(None),) * axis + (i,), index)
     if i.size != 1:
         raise ShapeError(f"index_select: index: got {i.size} places, expected one, for input has no axes")
-    return add(input, 0)
+    return copied(input)
 
 
 @spelled
@@ -127,7 +138,7 @@ def _positions(name: str, size: tuple[int, ...], index: Any) -> Any:
 
 
 def _like(name: str, argument: str, input: Any, values: Any) -> Any:
-    x = as_tensor(values)
+    x = as_array_like(values)
     if x.dtype != input.dtype:
         raise DtypeError(f"{name}: {argument}: got dtype {x.dtype}, expected {input.dtype} as of input")
     return x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor, inplace
 from tinygrad_llm.functions import elementwise, indexing, products, reductions, shapes, storage
+from tinygrad_llm.functions.base import as_operand, promoted, result_type
+from tinygrad_llm.ops import DtypeError
 from tinygrad_llm.ops.opaque import as_values
 
 e, r, p, s, i = elementwise, reductions, products, shapes, indexing
@@ -19,17 +22,43 @@ def _reversed(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _compare(ufunc: Any) -> Callable[..., Tensor]:
-    return lambda self, other: Tensor.from_array(as_values(ufunc(as_values(self), as_values(other))))
+    def method(self: Tensor, other: Any) -> Tensor:
+        if _is_no_number(other):
+            raise TypeError(f"{ufunc.__name__}: other: got {other!r}, expected a tensor or a number")
+        return Tensor.from_array(as_values(ufunc(as_values(self), as_values(other))))
+
+    return method
 
 
+def _is_no_number(other: Any) -> bool:
+    return other is None or isinstance(other, str)
+
+
+def _operator(method: Callable[..., Tensor]) -> Callable[..., Any]:
+    """A method as an operator: beside what is no number it is Python's, which says False, True or TypeError."""
+    return lambda self, other: NotImplemented if _is_no_number(other) else method(self, other)
+
+
+def _bitwise(name: str, ufunc: Any) -> Callable[..., Tensor]:
+    def method(self: Tensor, other: Any) -> Tensor:
+        x, y = promoted(as_operand(self), as_operand(other))
+        if (dtype := result_type(x, y)).kind not in "biu":
+            raise DtypeError(f"{name}: got {dtype}, expected integers or booleans")
+        return Tensor.from_array(as_values(ufunc(*[as_values(a) if hasattr(a, "dtype") else dtype.type(a) for a in (x, y)])))
+
+    return method
+
+
+_and, _or, _xor = [_operator(_bitwise(f.__name__, f)) for f in (np.bitwise_and, np.bitwise_or, np.bitwise_xor)]
 METHODS: dict[str, Any] = {
     "__add__": e.add, "__radd__": _reversed(e.add), "__sub__": e.sub, "__rsub__": _reversed(e.sub), "__mul__": e.mul,
     "__rmul__": _reversed(e.mul), "__truediv__": e.div, "__rtruediv__": _reversed(e.div), "__pow__": e.pow,
     "__rpow__": _reversed(e.pow), "__matmul__": p.matmul, "__rmatmul__": _reversed(p.matmul), "__neg__": e.neg,
     "__abs__": e.abs, "__getitem__": s.getitem,
-    "__eq__": _compare(np.equal), "__ne__": _compare(np.not_equal), "__lt__": _compare(np.less),
-    "__le__": _compare(np.less_equal), "__gt__": _compare(np.greater), "__ge__": _compare(np.greater_equal),
-    "__and__": _compare(np.bitwise_and), "__or__": _compare(np.bitwise_or), "__xor__": _compare(np.bitwise_xor),
+    "__eq__": _operator(_compare(np.equal)), "__ne__": _operator(_compare(np.not_equal)),
+    "__lt__": _operator(_compare(np.less)), "__le__": _operator(_compare(np.less_equal)),
+    "__gt__": _operator(_compare(np.greater)), "__ge__": _operator(_compare(np.greater_equal)),
+    "__and__": _and, "__or__": _or, "__xor__": _xor, "__rand__": _and, "__ror__": _or, "__rxor__": _xor,
     "__invert__": lambda self: Tensor.from_array(as_values(~as_values(self))),
     "T": property(lambda self: s.permute(self, tuple(reversed(range(self.ndim))))),
     "mT": property(lambda self: s.transpose(self, -1, -2)),
@@ -46,6 +75,18 @@ for _function in (
     i.index_add, i.index_put, i.index_select, i.scatter_add, i.take_along_dim,
 ):
     METHODS[_function.__name__] = _function
+
+
+@functools.wraps(s.squeeze)
+def _squeeze(self: Tensor, *dim: Any, **named: Any) -> Tensor:
+    return s.squeeze(self, dim, **named) if len(dim) > 1 else s.squeeze(self, *dim, **named)
+
+
+METHODS |= {  # whose arguments are not the function's
+    "squeeze": _squeeze,
+    "split": lambda self, split_size, dim=0: s.split(self, split_size, dim),
+    "norm": lambda self, p="fro", dim=None, keepdim=False, dtype=None: r.norm(self, p, dim, keepdim, dtype=dtype),
+}
 METHODS |= storage.METHODS | {name: _compare(ufunc) for name, ufunc in {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}.items()}
 _INPLACE = (  # `add_` and so on, where there is an `add`

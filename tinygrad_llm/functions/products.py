@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply
-from tinygrad_llm.functions.base import as_operand, as_tensor, no_view
+from tinygrad_llm.functions.base import INEXACT, as_array_like, as_operand, no_view
 from tinygrad_llm.functions.elementwise import add, mul, where
 from tinygrad_llm.functions.reductions import sum
 from tinygrad_llm.functions.shapes import broadcast_to, reshape
@@ -82,9 +82,11 @@ def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: flo
 
 
 def _scaled_sum(name: str, input: Any, product: Tensor, beta: float, alpha: float) -> Tensor:
-    x = as_tensor(input)
+    x = as_array_like(input)
     if x.dtype != product.dtype:
         raise DtypeError(f"{name}: input: got dtype {x.dtype}, expected {product.dtype} as in the product")
+    if x.dtype.kind not in INEXACT and (wrong := [f for f in (beta, alpha) if not isinstance(f, int)]):
+        raise DtypeError(f"{name}: beta, alpha: got {wrong[0]} for {x.dtype}, expected integers")
     x, scaled = broadcast_to(x, product.shape), product if alpha == 1 else mul(product, alpha)
     if beta == 0:
         return where(False, x, scaled)
@@ -95,7 +97,7 @@ def _ranks(name: str, **operands: tuple[Any, int]) -> list[Any]:
     """The operands as tensors; ShapeError where one has another number of axes than stands beside it."""
     found = []
     for key, (value, ndim) in operands.items():
-        x = as_tensor(value)
+        x = as_array_like(value)
         if x.ndim != ndim:
             raise ShapeError(f"{name}: {key}: got shape {x.shape}, expected {ndim} axes")
         found.append(x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import math
 import numbers
 from typing import Any, NamedTuple
@@ -12,11 +11,12 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor, apply
 from tinygrad_llm.functions.base import (
     Dim,
+    as_array_like,
     as_operand,
-    as_tensor,
     axis_of,
     dims_of,
     floating,
+    in_single,
     no_view,
     numeric,
     only_floats,
@@ -28,7 +28,7 @@ from tinygrad_llm.functions.base import (
 from tinygrad_llm.functions.elementwise import abs, maximum, minimum, mul, pow, sqrt, square, where, without_slope
 from tinygrad_llm.functions.indexing import take_along_dim
 from tinygrad_llm.functions.shapes import cat, copied, reshape, squeeze, transpose
-from tinygrad_llm.ops import Op, elementwise, nn, reduce
+from tinygrad_llm.ops import ArgumentError, Op, elementwise, nn, reduce
 from tinygrad_llm.ops.opaque import any_of, as_values
 from tinygrad_llm.ops.reduce import axes_of
 
@@ -40,33 +40,39 @@ class ValuesIndices(NamedTuple):
     indices: Tensor
 
 
-def _reduced(op: Op, x: Any, dim: Dim, keepdim: bool) -> Tensor:
+@in_single
+def _reduced(x: Any, op: Op, dim: Dim, keepdim: bool) -> Tensor:
     return apply(op, x, dim=dims_of(op.name, x, dim), keepdim=keepdim)
+
+
+def _in(dtype: Any, x: Tensor) -> Tensor:
+    """x in the dtype that was asked for: NumPy adds small integers as int64."""
+    return x if dtype is None else to(x, dtype)
 
 
 @spelled
 def sum(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Σ over dim (None: over all axes); 0 over nothing. Integers and booleans give int64."""
-    return _reduced(reduce.sum, summable(input, dtype), dim, keepdim)
+    return _in(dtype, _reduced(summable("sum", input, dtype), reduce.sum, dim, keepdim))
 
 
 @spelled
 def mean(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """The mean over dim (None: over all axes); nan over nothing."""
-    x = only_floats("mean", input if dtype is None else to(as_tensor(input), dtype))
-    return _reduced(reduce.mean, x, dim, keepdim)
+    x = only_floats("mean", input if dtype is None else to(as_array_like(input), dtype))
+    return _reduced(x, reduce.mean, dim, keepdim)
 
 
 @spelled
-def amax(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
+def amax(input: Any, dim: Dim = (), keepdim: bool = False) -> Tensor:
     """The largest over dim; ties share the gradient."""
-    return _reduced(reduce.amax, as_tensor(input), dim, keepdim)
+    return _reduced(as_array_like(input), reduce.amax, dim, keepdim)
 
 
 @spelled
-def amin(input: Any, dim: Dim = None, keepdim: bool = False) -> Tensor:
+def amin(input: Any, dim: Dim = (), keepdim: bool = False) -> Tensor:
     """The smallest over dim; ties share the gradient."""
-    return _reduced(reduce.amin, as_tensor(input), dim, keepdim)
+    return _reduced(as_array_like(input), reduce.amin, dim, keepdim)
 
 
 @spelled
@@ -74,7 +80,8 @@ def max(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None
     """The largest of all; over one dim (values, indices), where the first of equals takes the gradient; or maximum(x, y)."""
     if other is not None or hasattr(dim, "dtype"):
         return maximum(input, dim if other is None else other)
-    return _of_all(reduce.max_of_all, input, keepdim) if dim is None else _chosen("max", np.argmax, input, dim, keepdim)
+    x = as_array_like(input)
+    return _of_all(x, reduce.max_of_all, keepdim) if dim is None else _chosen("max", np.argmax, x, dim, keepdim)
 
 
 @spelled
@@ -82,20 +89,20 @@ def min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None
     """The smallest of all; over one dim (values, indices), where the first of equals takes the gradient; or minimum(x, y)."""
     if other is not None or hasattr(dim, "dtype"):
         return minimum(input, dim if other is None else other)
-    return _of_all(reduce.min_of_all, input, keepdim) if dim is None else _chosen("min", np.argmin, input, dim, keepdim)
+    x = as_array_like(input)
+    return _of_all(x, reduce.min_of_all, keepdim) if dim is None else _chosen("min", np.argmin, x, dim, keepdim)
 
 
-def _of_all(op: Op, input: Any, keepdim: bool) -> Tensor:
-    x = as_tensor(input)
+@in_single
+def _of_all(x: Any, op: Op, keepdim: bool) -> Tensor:
     return no_view(reshape(apply(op, x), (1,) * x.ndim)) if keepdim else apply(op, x)
 
 
-def _chosen(name: str, find: Any, input: Any, dim: int, keepdim: bool) -> ValuesIndices:
+def _chosen(name: str, find: Any, x: Any, dim: int, keepdim: bool) -> ValuesIndices:
     """The values that `find` points at along dim, and where they are."""
-    x = as_tensor(input)
     axis = axis_of(name, x, dim)
     if not x.ndim:
-        return ValuesIndices(x + 0, Tensor.from_array(np.zeros((), np.int64)))
+        return ValuesIndices(copied(x), Tensor.from_array(np.zeros((), np.int64)))
     _need_elements(name, x, axis)
     at = Tensor.from_array(find(as_values(x), axis, keepdims=True))
     values = take_along_dim(x, at, axis)
@@ -134,7 +141,11 @@ def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: An
     Halves are multiplied with each other until one factor is left: each gradient is then the product of all the others,
     also where some of them are zero.
     """
-    x = summable(input, dtype)
+    return _prod(summable("prod", input, dtype), dim, keepdim)
+
+
+@in_single
+def _prod(x: Any, dim: int | None, keepdim: bool) -> Tensor:
     axis = 0 if dim is None else axis_of("prod", x, dim)
     if dim is None or not x.ndim:
         return no_view(reshape(_halved(reshape(x, -1)), (1,) * x.ndim if keepdim else ()))
@@ -157,13 +168,13 @@ def _halved(x: Any) -> Any:
 @spelled
 def cumsum(input: Any, dim: int, *, dtype: Any = None) -> Tensor:
     """Σ of the elements so far, along dim. Integers and booleans give int64."""
-    return apply(reduce.cumsum, summable(input, dtype), dim=whole("cumsum", "dim", dim))
+    return _in(dtype, apply(reduce.cumsum, summable("cumsum", input, dtype), dim=whole("cumsum", "dim", dim)))
 
 
 @spelled
 def logsumexp(input: Any, dim: Dim, keepdim: bool = False) -> Tensor:
     """ln Σ eˣ over dim, without overflow; −∞ over nothing."""
-    return _reduced(reduce.logsumexp, floating(input), dim, keepdim)
+    return _reduced(floating(input), reduce.logsumexp, dim, keepdim)
 
 
 @spelled
@@ -178,13 +189,25 @@ def var(
         dim, unbiased = None, dim
     if unbiased is not None and correction is not None:
         raise TypeError(f"var: correction: got {correction!r} beside unbiased = {unbiased!r}, expected one of them")
-    x = only_floats("var", input)
-    dim, less = dims_of("var", x, dim), unbiased in (None, True) if correction is None else correction
+    return _var(only_floats("var", input), dim, unbiased in (None, True) if correction is None else correction, keepdim)
+
+
+@in_single
+def _var(x: Any, dim: Dim, less: float, keepdim: bool) -> Tensor:
+    dim = dims_of("var", x, dim)
     n = math.prod([x.shape[i] for i in axes_of("var", x, dim)])
-    free = builtins.max(n - less, 0)
-    squares = sum(square(x - mean(x, dim, True)), dim, keepdim)
-    with np.errstate(divide="ignore", invalid="ignore"):  # torch warns and gives nan; so do we, without the warning
-        return squares / free
+    centre = mean(x, dim, True)
+    squares = sum(square(x - centre), dim, keepdim)
+    return squares / (n - less) if n > less else _undetermined(squares, x, as_values(x) == as_values(centre), dim, keepdim)
+
+
+def _undetermined(squares: Tensor, x: Any, central: Any, dim: Dim, keepdim: bool) -> Tensor:
+    """Σ (x − mean)² / 0: nan where all are equal, else ∞, without torch's warning. So is its slope where x is the mean."""
+    change = x - x.detach()
+    if change.requires_grad:
+        change.register_hook(lambda g: g * np.where(central, math.nan, math.inf).astype(x.dtype))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return squares.detach() / 0 + sum(change, dim, keepdim)
 
 
 @spelled
@@ -192,7 +215,14 @@ def std(
     input: Any, dim: Dim = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float | None = None
 ) -> Tensor:
     """√var. Where it is 0 its gradient is 0, as in torch."""
-    return _root(var(input, dim, unbiased, keepdim, correction=correction), 2)
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    return _std(only_floats("std", input), dim, unbiased, keepdim, correction)
+
+
+@in_single
+def _std(x: Any, dim: Dim, unbiased: bool | None, keepdim: bool, correction: float | None) -> Tensor:
+    return _root(var(x, dim, unbiased, keepdim, correction=correction), 2)
 
 
 def _root(x: Tensor, p: float) -> Tensor:
@@ -207,18 +237,22 @@ def _root(x: Tensor, p: float) -> Tensor:
 @spelled
 def softmax(input: Any, dim: int, dtype: Any = None) -> Tensor:
     """eˣ / Σ eˣ along dim."""
-    return along_last(nn.softmax, input if dtype is None else to(as_tensor(input), dtype), dim)
+    return along_last(nn.softmax, input if dtype is None else to(as_array_like(input), dtype), dim)
 
 
 @spelled
 def log_softmax(input: Any, dim: int, dtype: Any = None) -> Tensor:
     """x − ln Σ eˣ along dim."""
-    return along_last(nn.log_softmax, input if dtype is None else to(as_tensor(input), dtype), dim)
+    return along_last(nn.log_softmax, input if dtype is None else to(as_array_like(input), dtype), dim)
 
 
 def along_last(op: Op, input: Any, dim: int) -> Tensor:
     """An op of the last axis, along another."""
-    x = only_floats(op.name, as_operand(input))
+    return _along_last(only_floats(op.name, as_operand(input)), op, dim)
+
+
+@in_single
+def _along_last(x: Any, op: Op, dim: int) -> Tensor:
     at = axis_of(op.name, x, dim)
     if not x.ndim:
         return no_view(reshape(apply(op, reshape(x, (1,))), ()))
@@ -236,9 +270,14 @@ def vector_norm(input: Any, ord: float = 2, dim: Dim = None, keepdim: bool = Fal
 
     At 0 the gradient is 0, as in torch.
     """
-    x = only_floats("vector_norm", input if dtype is None else to(as_tensor(input), dtype))
+    x = only_floats("vector_norm", input if dtype is None else to(as_array_like(input), dtype))
     if not isinstance(ord, numbers.Real):
         raise TypeError(f"vector_norm: ord: got {ord!r}, expected a number")
+    return _vector_norm(x, float(ord), dim, keepdim)
+
+
+@in_single
+def _vector_norm(x: Any, ord: float, dim: Dim, keepdim: bool) -> Tensor:
     dim = dims_of("vector_norm", x, dim)
     if ord == 0:
         count = np.sum(as_values(x) != 0, axes_of("vector_norm", x, dim), keepdims=keepdim)
@@ -262,5 +301,5 @@ def _powers(x: Tensor, p: float) -> Tensor:
 def norm(input: Any, p: float | str | None = "fro", dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """vector_norm over dim, or over all axes; "fro" and None mean 2. Errors: ValueError for a norm of matrices ("nuc")."""
     if isinstance(p, str) and p != "fro":
-        raise ValueError(f"norm: p: got {p!r}, expected a number or 'fro'")
+        raise ArgumentError(f"norm: p: got {p!r}, expected a number or 'fro'")
     return vector_norm(input, 2 if p is None or isinstance(p, str) else p, dim, keepdim, dtype=dtype)

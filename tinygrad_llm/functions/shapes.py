@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor, apply, tensors_of, unwrap_index
 from tinygrad_llm.functions.base import (
     Dim,
-    as_tensor,
+    as_array_like,
     axis_of,
     dims_of,
     no_view,
@@ -24,7 +25,7 @@ from tinygrad_llm.functions.base import (
     whole_tuple,
 )
 from tinygrad_llm.functions.elementwise import where
-from tinygrad_llm.ops import IndexRangeError, ShapeError
+from tinygrad_llm.ops import ArgumentError, IndexRangeError, ShapeError
 from tinygrad_llm.ops import shape as moves
 from tinygrad_llm.ops.reduce import axes_of
 
@@ -38,12 +39,35 @@ def reshape(input: Any, shape: Any) -> Tensor:
 
 
 @variadic("size")
-def view(input: Any, size: Any) -> Tensor:
-    """reshape, where no element needs to move: the result shares input's memory. Errors: ShapeError where it cannot."""
+def _view(input: Any, size: Any, dtype: Any = None) -> Tensor:
+    if dtype is not None:
+        return _reinterpreted(input, np.dtype(dtype))
     out = reshape(input, size)
     if not np.may_share_memory(np.asarray(out), np.asarray(input)) and np.size(out):
         raise ShapeError(f"view: size: got {size} for shape {input.shape} in memory of another order, expected one that is a "
                          "view of it; use reshape()")
+    return out
+
+
+@functools.wraps(_view, assigned=())
+def view(input: Any, *size: Any, **named: Any) -> Tensor:
+    """reshape, where no element needs to move: the result shares input's memory. Errors: ShapeError where it cannot.
+
+    x.view(dtype) reads the same bytes as numbers of another dtype, without a gradient; where those are of another width
+    the last axis is longer or shorter.
+    """
+    if len(size) == 1 and isinstance(size[0], str | type | np.dtype):
+        return _view(input, dtype=size[0], **named)
+    return _view(input, *size, **named)
+
+
+def _reinterpreted(input: Tensor, dtype: np.dtype) -> Tensor:
+    out = input.detach()
+    try:
+        out._array = input._array.view(dtype)
+    except ValueError as error:
+        raise ShapeError(f"view: dtype: got {dtype} for {input.dtype} of shape {input.shape}, expected one that divides the "
+                         f"last axis: {error}") from None
     return out
 
 
@@ -55,7 +79,7 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     if start > end:
         raise ShapeError(f"flatten: start_dim: got {start_dim}, expected none after end_dim = {end_dim}")
     if start == end:
-        return as_tensor(input)
+        return as_array_like(input)
     return reshape(input, (*input.shape[:start], math.prod(input.shape[start : end + 1]), *input.shape[end + 1 :]))
 
 
@@ -131,7 +155,7 @@ def flip(input: Any, dims: Any) -> Tensor:
     return apply(moves.flip, input, dims=axes_of("flip", input, dims_of("flip", input, dims)) if dims else ())
 
 
-def roll(input: Any, shifts: int | tuple[int, ...], dims: Dim = None) -> Tensor:
+def roll(input: Any, shifts: int | tuple[int, ...], dims: Dim = ()) -> Tensor:
     """Elements moved by shifts along dims, those that fall off coming in at the other end; without dims, as if flattened."""
     by = whole_tuple("roll", "shifts", shifts if isinstance(shifts, tuple | list) else (shifts,))
     if (dims is None or dims == ()) and len(by) == 1:
@@ -150,10 +174,10 @@ def roll(input: Any, shifts: int | tuple[int, ...], dims: Dim = None) -> Tensor:
 # Repeated ----------------------------------------------------------------------------------------------------------------
 
 
-@variadic("shape")
-def broadcast_to(input: Any, shape: Any) -> Tensor:
+@variadic("size")
+def broadcast_to(input: Any, size: Any) -> Tensor:
     """input repeated along new leading axes and along axes of size 1; −1 stands for a size that stays."""
-    return apply(moves.broadcast_to, input, shape=_kept_sizes("broadcast_to", input, shape) if -1 in shape else shape)
+    return apply(moves.broadcast_to, input, shape=_kept_sizes("broadcast_to", input, size) if -1 in size else size)
 
 
 @variadic("size")
@@ -167,7 +191,7 @@ def _kept_sizes(name: str, input: Any, sizes: tuple[int, ...]) -> tuple[int, ...
     kept = (-1,) * (len(sizes) - input.ndim) + input.shape
     found = tuple([old if new == -1 else new for new, old in zip(sizes, kept)]) + sizes[len(kept) :]
     if found and min(found) < 0:
-        raise ShapeError(f"{name}: shape: got {sizes} for shape {input.shape}, expected −1 only for axes that there are")
+        raise ShapeError(f"{name}: size: got {sizes} for shape {input.shape}, expected −1 only for axes that there are")
     return found
 
 
@@ -196,9 +220,12 @@ def tile(input: Any, dims: Any) -> Tensor:
 def cat(tensors: Sequence[Any], dim: int = 0) -> Tensor:
     """The tensors one after another along dim, in their result type. As in torch, ones of shape (0,) fit everywhere."""
     parts, dim = _parts("cat", tensors), whole("cat", "dim", dim)
+    if any(x.ndim == 0 for x in parts):
+        raise ShapeError("cat: tensors: got one without axes, expected at least one axis each; stack() makes one")
     if len({(x.ndim, x.dtype) for x in parts}) > 1:
-        dtype = result_type(*parts)
-        parts = [to(x, dtype) for x in parts if x.shape != (0,) or all(y.ndim == 1 for y in parts)]
+        dtype, like = result_type(*parts), next((x for x in parts if x.shape != (0,)), parts[0])
+        none = tuple([0 if i == axis_of("cat", like, dim) else n for i, n in enumerate(like.shape)])
+        parts = [to(reshape(x, none) if x.shape == (0,) else x, dtype) for x in parts]
     return apply(moves.cat, *parts, dim=dim)
 
 
@@ -215,7 +242,7 @@ def stack(tensors: Sequence[Any], dim: int = 0) -> Tensor:
 def _parts(name: str, tensors: Any) -> list[Any]:
     if not isinstance(tensors, tuple | list):
         raise TypeError(f"{name}: tensors: got {type(tensors).__name__}, expected a tuple or list of tensors")
-    return [as_tensor(x) for x in tensors]
+    return [as_array_like(x) for x in tensors]
 
 
 @spelled
@@ -228,7 +255,7 @@ def split(tensor: Any, split_size_or_sections: int | Sequence[int], dim: int = 0
     else:
         sizes = whole("split", "split_size", sizes)
         if sizes < (n > 0):
-            raise ValueError(f"split: split_size: got {sizes}, expected at least 1")
+            raise ArgumentError(f"split: split_size: got {sizes}, expected at least 1")
         sizes = [min(sizes, n - at) for at in range(0, n, sizes)] if n else [0]
     if sum(sizes) != n or min(sizes, default=0) < 0:
         raise ShapeError(f"split: split_sizes: got {tuple(sizes)}, expected sizes that add up to {n}")
@@ -240,7 +267,7 @@ def split(tensor: Any, split_size_or_sections: int | Sequence[int], dim: int = 0
 def chunk(input: Any, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
     """At most `chunks` pieces of equal size along dim, the last may be smaller."""
     if (chunks := whole("chunk", "chunks", chunks)) < 1:
-        raise ValueError(f"chunk: chunks: got {chunks}, expected at least 1")
+        raise ArgumentError(f"chunk: chunks: got {chunks}, expected at least 1")
     n = input.shape[_split_axis("chunk", input, dim)]
     return split(input, -(-n // chunks) if n else [0] * chunks, dim)
 
@@ -253,7 +280,7 @@ def unbind(input: Any, dim: int = 0) -> tuple[Tensor, ...]:
 
 def _split_axis(name: str, x: Any, dim: int, argument: str = "dim") -> int:
     if not x.ndim:
-        raise ShapeError(f"{name}: input: got a tensor without axes, expected at least one")
+        raise IndexRangeError(f"{name}: input: got a tensor without axes, expected at least one")
     return axis_of(name, x, dim, argument)
 
 

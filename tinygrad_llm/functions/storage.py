@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,29 +11,44 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.functions import create, elementwise, reductions, shapes
-from tinygrad_llm.functions.base import axis_of, to
+from tinygrad_llm.functions.base import axis_of, dims_of, only, spelled, to
+from tinygrad_llm.ops import DtypeError
+from tinygrad_llm.ops.reduce import axes_of
 
 CASTS = {"double": np.float64, "float": np.float32, "half": np.float16, "long": np.int64, "int": np.int32, "short": np.int16,
          "char": np.int8, "byte": np.uint8, "bool": np.bool_}
 
 
-def cast(self: Tensor, *args: Any, dtype: Any = None, device: Any = None, non_blocking: bool = False, copy: bool = False,
-         memory_format: Any = None) -> Tensor:
+def cast(self: Tensor, *args: Any, **options: Any) -> Tensor:
     """x.to(dtype), x.to(other), x.to("cpu"), x.to("cpu", dtype): in another dtype; itself where nothing changes, unless copy.
 
-    Errors: ValueError for a device other than "cpu", TypeError for what names no dtype.
+    Behind these stand non_blocking and copy, by place or by name. Errors: ValueError for a device other than "cpu",
+    TypeError for what names no dtype.
     """
-    for arg in args:
-        if isinstance(arg, Tensor):
-            dtype = arg.dtype
-        elif isinstance(arg, str) and not hasattr(np, arg):
-            device = arg
-        elif not isinstance(arg, bool):
-            dtype = arg
-    if device not in (None, "cpu"):
-        raise ValueError(f"to: device: got {device!r}, expected 'cpu'")
-    out = self if dtype is None else to(self, _dtype("to", dtype))
-    return out.clone() if copy and out is self else out
+    asked = dict(zip(_places_of(args), args))
+    if wrong := [name for name in options if name in asked or name not in ("dtype", "device", "non_blocking", "copy")]:
+        raise TypeError(f"to: got {wrong[0]}={options[wrong[0]]!r} beside {len(args)} arguments by place, expected each of "
+                        "dtype, device, non_blocking and copy once")
+    asked |= options
+    only("to", "device", asked.get("device"))
+    wanted = asked["other"].dtype if "other" in asked else asked.get("dtype")
+    out = self if wanted is None else to(self, _dtype("to", wanted))
+    return out.clone() if asked.get("copy") and out is self else out
+
+
+def _places_of(args: tuple[Any, ...]) -> tuple[str, ...]:
+    """What the arguments of to() by place are, which the first of them decides."""
+    first = args[0] if args else None
+    if isinstance(first, Tensor):
+        names: tuple[str, ...] = ("other",)
+    elif first is None or (isinstance(first, str) and not hasattr(np, first)) or type(first).__name__ == "device":
+        names = ("device", "dtype")
+    else:
+        names = ("dtype",)
+    names = (*names, "non_blocking", "copy")
+    if len(args) > len(names):
+        raise TypeError(f"to: got {len(args)} arguments by place, expected at most {len(names)}: {', '.join(names)}")
+    return names
 
 
 def _dtype(name: str, dtype: Any) -> np.dtype:
@@ -41,11 +58,11 @@ def _dtype(name: str, dtype: Any) -> np.dtype:
         raise TypeError(f"{name}: dtype: got {dtype!r}, expected a dtype of NumPy's") from None
 
 
-def _cast_to(dtype: Any) -> Callable[[Tensor], Tensor]:
-    return lambda self: to(self, dtype)
+def _cast_to(dtype: Any) -> Callable[..., Tensor]:
+    return lambda self, *, memory_format=None: to(self, dtype)  # a memory format would change strides alone
 
 
-def type_(self: Tensor, dtype: Any = None) -> Any:
+def type_(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
     """In another dtype; without one torch's name of this one, such as "FloatTensor"."""
     if dtype is not None:
         return to(self, _dtype("type", dtype))
@@ -65,16 +82,14 @@ def contiguous(self: Tensor) -> Tensor:
 
 
 def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def method(self: Tensor, *args: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-        return make(*args, dtype=self.dtype if dtype is None else dtype, requires_grad=requires_grad)
+    @functools.wraps(make)
+    def method(self: Tensor, *size: Any, **options: Any) -> Tensor:
+        return make(*size, **{**options, "dtype": self.dtype if options.get("dtype") is None else options["dtype"]})
 
+    own, this = inspect.signature(make), inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    method.__signature__ = own.replace(parameters=[this, *own.parameters.values()])  # type: ignore[attr-defined]
     method.__doc__ = f"{make.__name__}, by default in this tensor's dtype."
     return method
-
-
-def new_tensor(self: Tensor, data: Any, dtype: Any = None, requires_grad: bool = False) -> Tensor:
-    """A new tensor of the data, by default in this tensor's dtype."""
-    return Tensor(data, requires_grad, self.dtype if dtype is None else dtype)
 
 
 def masked_select(self: Tensor, mask: Any) -> Tensor:
@@ -85,20 +100,39 @@ def masked_select(self: Tensor, mask: Any) -> Tensor:
     return shapes.getitem(shapes.broadcast_to(self, shape), wide)
 
 
-def _constant(function: Any) -> Callable[..., Tensor]:
-    """A NumPy function without derivative, of arrays, as a method."""
-    return lambda self, *args, **options: Tensor.from_array(np.asarray(function(np.asarray(self), *args, **options)))
+def _constant(function: Any) -> Callable[[Tensor], Tensor]:
+    """A NumPy function without derivative, of an array, as a method."""
+    return lambda self: Tensor.from_array(np.asarray(function(np.asarray(self))))
 
 
-def _truth(function: Any) -> Callable[..., Tensor]:
+def _truth(name: str, function: Any) -> Callable[..., Tensor]:
+    @spelled
     def method(self: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-        return Tensor.from_array(np.asarray(function(np.asarray(self), axis=dim, keepdims=keepdim)))
+        axes = () if dim in ((), []) else axes_of(name, self, dims_of(name, self, dim))
+        found = np.asarray(function(np.asarray(self), axis=axes, keepdims=keepdim))
+        return Tensor.from_array(found.astype(self.dtype) if self.dtype == np.uint8 else found)  # torch's only exception
 
     return method
 
 
 def _rounded(function: Any) -> Callable[[Tensor], Tensor]:
     return lambda self: elementwise.without_slope(function(np.asarray(self)), self)
+
+
+def round(self: Tensor, *, decimals: int = 0) -> Tensor:
+    """The nearest number with so many decimals, the even one of two; negative decimals round to tens, hundreds, …"""
+    x, scale = np.asarray(self), self.dtype.type(10.0 ** abs(decimals)) if self.dtype.kind == "f" else 1
+    if decimals and self.dtype.kind != "f":
+        raise DtypeError(f"round: decimals: got {decimals} for {self.dtype}, expected 0 for integers")
+    values = np.round(x) if not decimals else np.round(x * scale) / scale if decimals > 0 else np.round(x / scale) * scale
+    return elementwise.without_slope(values, self)
+
+
+def nonzero(self: Tensor, *, as_tuple: bool = False) -> Any:
+    """The indices of what is not 0: a row each, or a tensor for each axis."""
+    found = np.argwhere(np.asarray(self))
+    return tuple([Tensor.from_array(i) for i in np.nonzero(np.atleast_1d(np.asarray(self)))]) if as_tuple else (
+        Tensor.from_array(found))
 
 
 METHODS: dict[str, Any] = {
@@ -108,19 +142,20 @@ METHODS: dict[str, Any] = {
     "itemsize": property(lambda self: self.dtype.itemsize), "nbytes": property(lambda self: self.numpy().nbytes),
     "nelement": Tensor.numel, "ndimension": Tensor.dim, "stride": stride, "contiguous": contiguous,
     "is_contiguous": lambda self: bool(self.numpy().flags.c_contiguous),
-    "new_tensor": new_tensor, "new_zeros": _new(create.zeros), "new_ones": _new(create.ones), "new_full": _new(create.full),
-    "new_empty": _new(create.zeros),
+    "new_tensor": _new(create.tensor), "new_zeros": _new(create.zeros), "new_ones": _new(create.ones),
+    "new_full": _new(create.full), "new_empty": _new(create.zeros),
     "view_as": lambda self, other: shapes.view(self, other.shape),
     "expand_as": lambda self, other: shapes.expand(self, other.shape),
     "reshape_as": lambda self, other: shapes.reshape(self, other.shape), "ravel": lambda self: shapes.reshape(self, -1),
     "moveaxis": shapes.movedim, "swapdims": shapes.transpose, "absolute": elementwise.abs, "negative": elementwise.neg,
-    "multiply": elementwise.mul, "subtract": elementwise.sub, "divide": elementwise.div, "true_divide": elementwise.div,
+    "multiply": elementwise.mul, "subtract": elementwise.sub, "divide": elementwise.div,
+    "true_divide": lambda self, other: elementwise.div(self, other),
     "clip": elementwise.clamp, "clamp_min": lambda self, min: elementwise.clamp(self, min=min),
     "clamp_max": lambda self, max: elementwise.clamp(self, max=max), "masked_select": masked_select,
     "argmin": reductions.argmin, "floor": _rounded(np.floor), "ceil": _rounded(np.ceil), "trunc": _rounded(np.trunc),
-    "round": _rounded(np.round),
+    "round": round,
     "isnan": _constant(np.isnan), "isinf": _constant(np.isinf), "isfinite": _constant(np.isfinite),
-    "any": _truth(np.any), "all": _truth(np.all), "nonzero": lambda self: Tensor.from_array(np.argwhere(np.asarray(self))),
+    "any": _truth("any", np.any), "all": _truth("all", np.all), "nonzero": nonzero,
     "equal": lambda self, other: bool(np.array_equal(np.asarray(self), np.asarray(other))),
     "allclose": lambda self, other, rtol=1e-5, atol=1e-8, equal_nan=False: bool(
         np.allclose(np.asarray(self), np.asarray(other), rtol, atol, equal_nan)),

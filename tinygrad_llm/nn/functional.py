@@ -15,7 +15,6 @@ from tinygrad_llm.autograd.modes import active_recorder
 from tinygrad_llm.functions import (
     add,
     as_operand,
-    as_tensor,
     broadcast_to,
     elementwise,
     exp,
@@ -36,9 +35,10 @@ from tinygrad_llm.functions import (
     unsqueeze,
     where,
 )
-from tinygrad_llm.functions.base import no_view, only_floats, promoted, whole, whole_tuple
+from tinygrad_llm.functions.base import as_array_like, in_single, no_view, only, only_floats, promoted, whole, whole_tuple
 from tinygrad_llm.functions.elementwise import broadcast_shape
-from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, linalg, losses, nn
+from tinygrad_llm.functions.shapes import copied
+from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, ShapeError, linalg, losses, nn
 from tinygrad_llm.ops import attention as attention_ops
 from tinygrad_llm.ops import elementwise as ops
 from tinygrad_llm.ops.attention import attention, look_ahead
@@ -62,7 +62,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Tensor:
 
 def _broadcast_linear(input: Any, weight: Any, bias: Any) -> Tensor:
     """What torch takes too: a weight [in] → [...], and a bias of any shape that broadcasts to the result's."""
-    x, b = as_operand(input), None if bias is None else as_tensor(bias)
+    x, b = as_operand(input), None if bias is None else as_array_like(bias)
     out = matmul(x, weight) if weight.ndim == 1 else apply(linalg.linear, x, weight, None)
     if b is None:
         return out
@@ -76,6 +76,7 @@ def relu(input: Any, inplace: bool = False) -> Tensor:
     return in_place(elementwise.relu)(input) if inplace else elementwise.relu(input)
 
 
+@in_single
 def gelu(input: Any, approximate: str = "none") -> Tensor:
     """x Φ(x); approximate="tanh" is GPT-2's form."""
     return apply(ops.gelu, only_floats("gelu", input), approximate=approximate)
@@ -120,9 +121,10 @@ def _implied_dim(name: str, input: Any, dim: int | None, stacklevel: int) -> int
     if dim is not None:
         return dim
     warnings.warn(f"{name}: dim: got none, expected an axis: to choose it by their number is deprecated", stacklevel=stacklevel)
-    return 0 if as_tensor(input).ndim in (0, 1, 3) else 1
+    return 0 if as_array_like(input).ndim in (0, 1, 3) else 1
 
 
+@in_single
 def layer_norm(
     input: Any, normalized_shape: int | tuple[int, ...], weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Tensor:
@@ -134,6 +136,7 @@ def layer_norm(
     return no_view(reshape(apply(nn.layer_norm, rows, *flat, eps=eps), x.shape))
 
 
+@in_single
 def rms_norm(input: Any, normalized_shape: int | tuple[int, ...], weight: Any = None, eps: float | None = None) -> Tensor:
     """weight · x / √(E[x²] + eps), over the trailing axes normalized_shape; eps by default that of the dtype."""
     x, rows, shape = _rows("rms_norm", input, normalized_shape)
@@ -157,20 +160,24 @@ def _rows(name: str, input: Any, normalized_shape: int | tuple[int, ...]) -> tup
 
 def embedding(
     input: Any, weight: Any, padding_idx: int | None = None, max_norm: float | None = None, norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
+    scale_grad_by_freq: bool = False, sparse: bool = False,
 ) -> Tensor:
     """Row input[...] of weight.   input int [...], weight [V, d] → [..., d]
 
     The row padding_idx, which may count from the end, takes no gradient. max_norm first scales the rows of weight itself
     that are looked up and longer, by norm_type, than that. scale_grad_by_freq divides gradients by how often a row occurs.
     """
+    only("embedding", "sparse", sparse)
     ids = as_values(input)
+    if weight.ndim != 2:
+        raise ShapeError(f"embedding: weight: got shape {weight.shape}, expected 2 axes")
     if max_norm is not None:
         _shorten_rows(weight, np.asarray(ids), max_norm, norm_type)
     rows = apply(nn.embedding, weight, input if isinstance(input, Tensor) else ids)
     if scale_grad_by_freq and rows.requires_grad:
         share = (1 / np.bincount(ids.reshape(-1), minlength=len(weight))[ids, None]).astype(rows.dtype) if ids.size else 1
         rows.register_hook(lambda g: g * share)
+        rows = copied(rows)  # the hook is on the way to weight: these rows have the gradient that they are given
     if padding_idx is None:
         return rows
     if not -len(weight) <= whole("embedding", "padding_idx", padding_idx) < len(weight):
@@ -195,9 +202,9 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
     if classes.dtype != np.int64:
         raise DtypeError(f"one_hot: tensor: got dtype {classes.dtype}, expected int64")
     if whole("one_hot", "num_classes", num_classes) < -1:
-        raise ValueError(f"one_hot: num_classes: got {num_classes}, expected −1 or a number of classes")
+        raise ArgumentError(f"one_hot: num_classes: got {num_classes}, expected −1 or a number of classes")
     if num_classes < 1 and not classes.size:
-        raise ValueError("one_hot: num_classes: got none for a tensor without elements, expected a number")
+        raise ArgumentError("one_hot: num_classes: got none for a tensor without elements, expected a number")
     n = int(classes.max()) + 1 if num_classes < 0 else num_classes
     check_below(classes, n, "one_hot: tensor", "number of classes")
     return Tensor.from_array((classes[..., None] == np.arange(n)).astype(np.int64))
@@ -225,6 +232,7 @@ def dropout(
     return mul(x, kept.astype(x.dtype) * (1 / (1 - p) if p < 1 else 0.0))
 
 
+@in_single
 def attention_qkvpacked(
     qkv: Any, dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, *,
     generator: np.random.Generator | None = None,
@@ -248,6 +256,7 @@ def _uniform(like: Any, generator: np.random.Generator, out: Any = None) -> Any:
     return drawn
 
 
+@in_single
 def scaled_dot_product_attention(
     query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
     scale: Any = None, enable_gqa: bool = False, *, generator: np.random.Generator | None = None,
@@ -259,7 +268,7 @@ def scaled_dot_product_attention(
     has g times as many heads (axis −3) as key and value, each of which serves g of them: Ainslie et al. 2023, arXiv:2305.13245.
     """
     if attn_mask is not None and is_causal:
-        raise ValueError("scaled_dot_product_attention: attn_mask: got a mask together with is_causal, expected one of them")
+        raise ArgumentError("scaled_dot_product_attention: attn_mask: got a mask together with is_causal, expected one of them")
     scale = scale.item() if isinstance(scale, Tensor) else scale
     if scale is not None and not isinstance(scale, numbers.Real):
         raise TypeError(f"scaled_dot_product_attention: scale: got {scale!r}, expected a number")
@@ -305,6 +314,7 @@ def _masked(scores: Tensor, attn_mask: Any, is_causal: bool) -> tuple[Tensor, An
     return (where(blind, 0.0, scores), blind) if any_of(blind) else (scores, None)
 
 
+@in_single
 def cross_entropy(
     input: Any, target: Any, weight: Any = None, size_average: bool | None = None, ignore_index: int = -100,
     reduce: bool | None = None, reduction: str = "mean", label_smoothing: float = 0.0,
@@ -318,11 +328,11 @@ def cross_entropy(
     x, given, target = only_floats("cross_entropy", input), target, as_values(target)
     reduction, ignored = _reduction(size_average, reduce, reduction), whole("cross_entropy", "ignore_index", ignore_index)
     if not isinstance(label_smoothing, numbers.Real) or not 0 <= label_smoothing <= 1:
-        raise ValueError(f"cross_entropy: label_smoothing: got {label_smoothing!r}, expected a number in [0, 1]")
+        raise ArgumentError(f"cross_entropy: label_smoothing: got {label_smoothing!r}, expected a number in [0, 1]")
     classes = 0 if x.ndim == 1 else 1
     if target.dtype.kind == "f" and target.shape == x.shape:
         if ignored >= 0:
-            raise ValueError(f"cross_entropy: ignore_index: got {ignore_index} beside probabilities, expected class indices")
+            raise ArgumentError(f"cross_entropy: ignore_index: got {ignore_index} beside probabilities, expected class indices")
         return _soft_cross_entropy(x, given, weight, reduction, label_smoothing, classes)
     expected = x.shape[:classes] + x.shape[classes + 1 :]
     if target.shape != expected:
@@ -337,37 +347,42 @@ def cross_entropy(
     return no_view(reshape(loss, target.shape)) if reduction == "none" else loss
 
 
+@in_single
 def linear_cross_entropy(
     input: Any, linear_weight: Any, target: Any, *, linear_bias: Any = None, weight: Any = None, reduction: str = "mean",
-    ignore_index: int | None = None, label_smoothing: float = 0.0,
+    ignore_index: int | None = None, label_smoothing: float = 0.0, options: Any = None,
 ) -> Tensor:
     """cross_entropy(linear(input, linear_weight, linear_bias), target, weight, ...), in memory for one array of logits.
 
-    input [in] or [N, in], linear_weight [C, in], linear_bias [C]; target and options as in cross_entropy. With weight,
-    label_smoothing or probabilities as the target it is the two functions one after the other.
+    input [in] or [N, in], linear_weight [C, ..., in], linear_bias [C, ...]; target and options as in cross_entropy. With
+    weight, label_smoothing, probabilities as the target or further axes it is the two functions one after the other.
+    `options` would say how torch cuts the logits into chunks, and change no value.
     """
     x, t = only_floats("linear_cross_entropy", input), as_values(target)
     ignored = -100 if ignore_index is None else ignore_index
     _check_linear("linear_cross_entropy", x, linear_weight, linear_bias)
     if weight is not None or label_smoothing or t.dtype.kind not in "iu" or x.ndim != 2 or linear_weight.ndim != 2:
-        logits = linear(x, linear_weight, linear_bias)
+        rows = linear_weight if linear_weight.ndim == 2 else reshape(linear_weight, -1, linear_weight.shape[-1])
+        logits = linear(x, rows, linear_bias if linear_bias is None or linear_bias.ndim == 1 else reshape(linear_bias, -1))
+        logits = logits if linear_weight.ndim == 2 else reshape(logits, (*x.shape[:1], *linear_weight.shape[:-1]))
         return cross_entropy(logits, target, weight, ignore_index=ignored, reduction=reduction, label_smoothing=label_smoothing)
     return apply(losses.linear_cross_entropy, x, linear_weight, t, linear_bias, ignore_index=ignored, reduction=reduction,
                  watched=(target,))
 
 
 def _check_linear(name: str, x: Any, weight: Any, bias: Any) -> None:
-    """What torch takes here is narrower than linear: one row or a matrix of them, a matrix of weights, a bias [C]."""
-    if x.ndim not in (1, 2) or weight.ndim != 2:
-        raise ShapeError(f"{name}: input, linear_weight: got shapes {x.shape} and {weight.shape}, expected 1 or 2 axes and 2")
-    if bias is not None and np.shape(bias) != weight.shape[:1]:
-        raise ShapeError(f"{name}: linear_bias: got shape {np.shape(bias)}, expected {weight.shape[:1]}")
+    """What torch takes here is narrower than linear: one row or a matrix of them, and a bias of the weight's leading axes."""
+    if x.ndim not in (1, 2) or weight.ndim < 2 or (x.ndim == 1 and weight.ndim > 2):
+        raise ShapeError(f"{name}: input, linear_weight: got shapes {x.shape} and {weight.shape}, expected 1 or 2 axes and 2, "
+                         "or 2 and more")
+    if bias is not None and np.shape(bias) != weight.shape[:-1]:
+        raise ShapeError(f"{name}: linear_bias: got shape {np.shape(bias)}, expected {weight.shape[:-1]}")
 
 
 def _soft_cross_entropy(x: Any, target: Any, weight: Any, reduction: str, smoothing: float, classes: int) -> Tensor:
     """−Σ_c y_c w_c ln p_c; "mean" divides by the number of rows."""
     _check_reduction("cross_entropy", reduction, ("mean", "sum", "none"))
-    n, y = x.shape[classes], as_tensor(target)
+    n, y = x.shape[classes], as_array_like(target)
     y = y * (1 - smoothing) + smoothing / n if smoothing else y
     if weight is not None:
         w = as_values(weight)
@@ -420,18 +435,19 @@ def mse_loss(
 ) -> Tensor:
     """(input − target)², which broadcast. weight, of input's shape, multiplies it, and "mean" is then over the weights."""
     _check_reduction("mse_loss", reduction := _reduction(size_average, reduce, reduction), ("mean", "sum", "none"))
-    x, y = as_tensor(input), as_tensor(target)
+    x, y = as_array_like(input), as_array_like(target)
     shape = broadcast_shape("mse_loss", input=x.shape, target=y.shape)
     x, y = promoted(*[a if a.shape == shape else broadcast_to(a, shape) for a in (x, y)])
     loss = square(sub(only_floats("mse_loss", x), y))
     if weight is None:
         return _reduced(loss, reduction)
-    w, x = as_tensor(weight), as_tensor(input)
+    w, x = as_array_like(weight), as_array_like(input)
     if w.shape != x.shape:
         raise ShapeError(f"mse_loss: weight: got shape {w.shape}, expected {x.shape} as of input")
     return (loss * w).sum() / w.sum() if reduction == "mean" else _reduced(loss * w, reduction)
 
 
+@in_single
 def kl_div(
     input: Any, target: Any, size_average: bool | None = None, reduce: bool | None = None, reduction: str = "mean",
     log_target: bool = False,
@@ -462,7 +478,7 @@ def _reduction(size_average: bool | None, reduce: bool | None, reduction: str) -
 
 def _check_reduction(name: str, reduction: str, allowed: tuple[str, ...]) -> None:
     if reduction not in allowed:
-        raise ValueError(f"{name}: reduction: got {reduction!r}, expected one of {allowed}")
+        raise ArgumentError(f"{name}: reduction: got {reduction!r}, expected one of {allowed}")
 
 
 def _reduced(loss: Tensor, reduction: str) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_llm.autograd import Tensor, no_grad
+from tinygrad_llm.autograd import Tensor, as_array, no_grad
 from tinygrad_llm.autograd.modes import active_recorder
 
 
@@ -17,7 +17,8 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None) -> None:
-        super().__init__(data, requires_grad, dtype)
+        self._begin(as_array(data, dtype))
+        self.requires_grad_(requires_grad)
 
 
 class LoadResult(NamedTuple):

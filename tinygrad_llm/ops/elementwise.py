@@ -12,6 +12,7 @@ from numpy.polynomial import chebyshev
 
 from tinygrad_llm.ops.closures import each
 from tinygrad_llm.ops.declare import Vjp, compute, op
+from tinygrad_llm.ops.errors import ArgumentError
 
 
 def _is_number(x: Any) -> bool:
@@ -102,20 +103,26 @@ def square(x: Any) -> tuple[Any, Vjp]:
 
 @op(x="~B in (0.2, 3)", y="~B in (-3, 3)", torch="torch.pow(x, y)")
 def pow(x: Any, y: Any) -> tuple[Any, Vjp]:
-    """xʸ.   dx = g · y · xʸ⁻¹ (0 where y = 0),  dy = g · xʸ · ln x (0 where x = 0 and y ≥ 0)"""
-    out = x**y
+    """xʸ.   dx = g · y · xʸ⁻¹ (0 where y = 0),  dy = g · xʸ · ln x (0 where x = 0 and y ≥ 0; nan where x < 0)"""
+    out = _power(x, y)
     if _is_number(y):
-        return out, lambda g: (g * (y * x ** (y - 1)) if y != 0 else 0 * g, None)
+        return out, lambda g: (g * (y * _power(x, y - 1)) if y != 0 else 0 * g, None)
+    if _is_number(x):
+        slope = math.log(x) if x > 0 else -math.inf if x == 0 else math.nan
+        return out, lambda g: (None, np.where(y >= 0, 0, g * out * slope) if x == 0 else g * out * slope)
 
     def vjp(g: Any) -> tuple[Any, Any]:
         dx = g * np.where(y == 0, 0, y * x ** np.where(y == 0, 1, y - 1))
-        if _is_number(x):
-            return None, g * out * (math.log(x) if x > 0 else 0.0)
         safe = np.where((x == 0) & (y >= 0), 1, x)
         with np.errstate(invalid="ignore"):  # nan where x < 0, as in torch
             return dx, g * out * np.log(safe)
 
     return out, vjp
+
+
+def _power(x: Any, y: Any) -> Any:
+    """xʸ; 1/√x for y = −1/2, which is nan for −∞ and −∞ for −0 as √ makes it, in torch and for NumPy's own y = 1/2."""
+    return 1 / np.sqrt(x) if _is_number(y) and y == -0.5 else x**y
 
 
 @op(x="~B", torch="torch.sin(x)")
@@ -274,9 +281,9 @@ def gelu(x: Any, approximate: str = "none") -> tuple[Any, Vjp]:
     if approximate == "tanh":
         c, cubic = _CUBIC
         normal = 0.5 * np.tanh((x * x * (c * cubic) + c) * x) + 0.5
-        return x * normal, lambda g: (g * (normal + normal * (1 - normal) * ((x * x * (6 * c * cubic) + 2 * c) * x)),)
+        return x * normal, lambda g: (g * (normal + normal * (1 - normal) * x * (x * x * (6 * c * cubic) + 2 * c)),)
     if approximate != "none":
-        raise ValueError(f"gelu: approximate: got {approximate!r}, expected 'none' or 'tanh'")
+        raise ArgumentError(f"gelu: approximate: got {approximate!r}, expected 'none' or 'tanh'")
     normal = _normal(x)
     return x * normal, lambda g: (g * (normal + np.exp(x * x * -0.5) * x * (1 / math.sqrt(2 * math.pi))),)
 

@@ -9,5 +9,9 @@ class DtypeError(TypeError, RuntimeError):
     """An argument has a dtype that the op does not take (NumPy: TypeError, torch: RuntimeError)."""
 
 
-class IndexRangeError(IndexError, ValueError):
-    """An index lies outside the axis that it indexes."""
+class IndexRangeError(IndexError, ValueError, RuntimeError):
+    """An index lies outside the axis that it indexes (NumPy: IndexError; torch: that, or RuntimeError where it gathers)."""
+
+
+class ArgumentError(ValueError, RuntimeError):
+    """An argument has a value that the function does not take (NumPy: ValueError, torch: mostly RuntimeError)."""

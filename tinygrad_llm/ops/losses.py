@@ -10,7 +10,7 @@ import numpy as np
 from tinygrad_llm.ops.checks import unsigned
 from tinygrad_llm.ops.constants import constant, full
 from tinygrad_llm.ops.declare import Vjp, op
-from tinygrad_llm.ops.errors import IndexRangeError
+from tinygrad_llm.ops.errors import ArgumentError, IndexRangeError
 from tinygrad_llm.ops.linalg import products_of_rows
 from tinygrad_llm.ops.nn import log_softmax_of
 from tinygrad_llm.ops.opaque import as_values, opaque
@@ -191,7 +191,7 @@ def _reduced(name: str, row: Any, w: Any, reduction: str, smoothing: float = 0) 
     if reduction == "none":
         return row
     if reduction not in ("mean", "sum"):
-        raise ValueError(f"{name}: reduction: got {reduction!r}, expected 'mean', 'sum' or 'none'")
+        raise ArgumentError(f"{name}: reduction: got {reduction!r}, expected 'mean', 'sum' or 'none'")
     if reduction == "sum":
         return np.sum(row)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.ops.declare import Vjp, compute, op
-from tinygrad_llm.ops.errors import IndexRangeError
+from tinygrad_llm.ops.errors import ArgumentError, IndexRangeError
 from tinygrad_llm.ops.shape import flipped
 from tinygrad_llm.ops.sums import total
 
@@ -17,7 +17,7 @@ _DIMS = {"dim": (None, 0, -1, (0, 2), (0, 1, 2)), "keepdim": (False, True)}
 
 
 def axes_of(name: str, x: Any, dim: Dims) -> tuple[int, ...]:
-    """`dim` as a sorted tuple of axes in [0, x.ndim). Errors: IndexRangeError where out of range, ValueError where repeated."""
+    """`dim` as a sorted tuple of axes in [0, x.ndim). Errors: IndexRangeError out of range, ArgumentError where repeated."""
     if dim is None or (isinstance(dim, tuple | list) and len(dim) == 0):
         return tuple(range(x.ndim))
     dims = (dim,) if isinstance(dim, int | np.integer) else tuple(dim)
@@ -26,7 +26,7 @@ def axes_of(name: str, x: Any, dim: Dims) -> tuple[int, ...]:
             raise IndexRangeError(f"{name}: dim: got {d}, expected {-x.ndim} to {x.ndim - 1} for shape {x.shape}")
     axes = tuple(sorted(d % x.ndim for d in dims)) if x.ndim else ()
     if len(set(axes)) != len(axes):
-        raise ValueError(f"{name}: dim: got {dim}, expected each axis once")
+        raise ArgumentError(f"{name}: dim: got {dim}, expected each axis once")
     return axes
 
 
@@ -79,7 +79,7 @@ def min_of_all(x: Any) -> tuple[Any, Vjp]:
 def _extreme(name: str, find: Any, x: Any, dim: Dims, keepdim: bool, takes_nan: bool = False) -> tuple[Any, Vjp]:
     axes = axes_of(name, x, dim)
     if any(x.shape[i] == 0 for i in axes):
-        raise ValueError(f"{name}: input: got shape {x.shape}, expected at least one element along dim {dim}")
+        raise IndexRangeError(f"{name}: input: got shape {x.shape}, expected at least one element along dim {dim}")
     kept = _kept(x, axes)
     found = find(x, axes, keepdims=True)
     here = (x == found) | (x != x) if takes_nan else x == found
