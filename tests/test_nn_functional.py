@@ -181,7 +181,7 @@ BAD = [
     (lambda: F.cross_entropy(tg.ones(2, 3), np.array([0, 1]), label_smoothing=2), ValueError, "label_smoothing"),
     (lambda: F.cross_entropy(tg.ones(2, 3), np.array([0, 1]), tg.ones(2)), ValueError, "weight"),
     (lambda: F.dropout(tg.ones(2), 1.5), ValueError, "p"),
-    (lambda: F.dropout(tg.ones(2), 0.5), ValueError, "generator"),
+    (lambda: F.dropout(tg.ones(2), 0.5, generator=3), TypeError, "generator"),
     (lambda: F.gelu(tg.ones(2), "quick"), ValueError, "approximate"),
     (lambda: F.scaled_dot_product_attention(tg.ones(2, 3), tg.ones(2, 4), tg.ones(2, 3)), ValueError, "key"),
     (lambda: F.scaled_dot_product_attention(tg.ones(2, 3), tg.ones(4, 3), tg.ones(2, 3)), ValueError, "value"),

@@ -96,10 +96,10 @@ def test_adamw_in_float32_is_no_less_accurate_than_torch(drawn):
 def test_a_large_gradient_before_does_not_hide_a_small_one_where_the_first_beta_is_small(beta, wanted):
     p = Parameter(np.ones(1, np.float32))
     optimizer = AdamW([p], betas=(beta, 0.9))
-    optimizer.state[id(p)] = {"step": 1, "exp_avg": np.float32([1e3]), "exp_avg_sq": np.ones(1, np.float32)}
+    optimizer.state[p] = {"step": 1, "exp_avg": np.float32([1e3]), "exp_avg_sq": np.ones(1, np.float32)}
     p.grad = tinygrad_llm.tensor(np.float32([1e-7]))
     optimizer.step()
-    np.testing.assert_allclose(optimizer.state[id(p)]["exp_avg"], np.float32([wanted]), rtol=1e-6)
+    np.testing.assert_allclose(optimizer.state[p]["exp_avg"], np.float32([wanted]), rtol=1e-6)
 
 
 def test_torchs_defaults():

@@ -16,13 +16,23 @@ from tinygrad_llm.autograd.modes import (
     set_detect_anomaly,
     set_grad_enabled,
 )
+from tinygrad_llm.autograd.randomness import (
+    Generator,
+    SeedError,
+    default_generator,
+    get_rng_state,
+    initial_seed,
+    manual_seed,
+    seed,
+    set_rng_state,
+)
 from tinygrad_llm.autograd.tensor import NUMPY, Tensor, apply, as_array, unwrap_index
 from tinygrad_llm.autograd.writes import inplace
 
 __all__ = [
-    "NUMPY", "AnomalyError", "AutogradError", "GradcheckError", "InconclusiveError", "Node", "RemovableHandle", "Tensor",
-    "Verdict", "WriteError", "apply", "as_array", "backward", "checkpoint", "detect_anomaly", "enable_grad",
-    "functional", "grad", "gradcheck", "gradgradcheck", "inplace", "is_anomaly_check_nan_enabled",
-    "is_anomaly_enabled", "is_grad_enabled", "no_grad", "saved_arrays", "set_detect_anomaly", "set_grad_enabled",
-    "unwrap_index",
+    "NUMPY", "AnomalyError", "AutogradError", "Generator", "GradcheckError", "InconclusiveError", "Node", "RemovableHandle",
+    "SeedError", "Tensor", "Verdict", "WriteError", "apply", "as_array", "backward", "checkpoint", "default_generator",
+    "detect_anomaly", "enable_grad", "functional", "get_rng_state", "grad", "gradcheck", "gradgradcheck", "initial_seed",
+    "inplace", "is_anomaly_check_nan_enabled", "is_anomaly_enabled", "is_grad_enabled", "manual_seed", "no_grad",
+    "saved_arrays", "seed", "set_detect_anomaly", "set_grad_enabled", "set_rng_state", "unwrap_index",
 ]

@@ -12,6 +12,7 @@ import numpy as np
 from tinygrad_llm.autograd.backward import gradients_at
 from tinygrad_llm.autograd.graph import AutogradError, Node
 from tinygrad_llm.autograd.modes import enable_grad, is_grad_enabled
+from tinygrad_llm.autograd.randomness import default_generator
 from tinygrad_llm.autograd.tensor import Tensor
 from tinygrad_llm.autograd.trees import flatten
 from tinygrad_llm.ops import Op
@@ -26,7 +27,7 @@ def checkpoint(
     """function(*args, **kwargs), of which the graph holds the inputs only: backward runs it again.
 
     What the function closes over (parameters) gets its gradient too, and derivatives of any order are right.
-    preserve_rng_state   NumPy generators among the arguments, and those in `generators`, draw again what they drew
+    preserve_rng_state   the library's generator, those among the arguments, and those in `generators` draw again what they drew
     determinism_check    "default": backward compares what the function gives then with what it gave, bit by bit; "none"
 
     torch.utils.checkpoint, its non-reentrant form. Chen et al. 2016, arXiv:1604.06174. Errors: TypeError for an output that
@@ -37,7 +38,8 @@ def checkpoint(
     if not is_grad_enabled():
         return function(*args, **kwargs)
     leaves, rebuild = flatten((args, kwargs))
-    drawn = [g for g in (*leaves, *generators) if isinstance(g, np.random.Generator)] if preserve_rng_state else []
+    used = (default_generator, *leaves, *generators) if preserve_rng_state else ()
+    drawn = [g for g in used if isinstance(g, np.random.Generator)]
     segment = _Segment(function, leaves, rebuild, drawn, determinism_check == "default")
     return segment.run()
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, inplace
-from tinygrad_llm.functions import elementwise, indexing, products, reductions, shapes, storage
+from tinygrad_llm.functions import elementwise, indexing, products, random, reductions, shapes, storage
 from tinygrad_llm.ops.opaque import as_values
 
 e, r, p, s, i = elementwise, reductions, products, shapes, indexing
@@ -46,7 +46,7 @@ for _function in (
     i.index_add, i.index_put, i.index_select, i.scatter_add, i.take_along_dim,
 ):
     METHODS[_function.__name__] = _function
-METHODS |= storage.METHODS | {name: _compare(ufunc) for name, ufunc in {
+METHODS |= storage.METHODS | random.METHODS | {name: _compare(ufunc) for name, ufunc in {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}.items()}
 _INPLACE = (  # `add_` and so on, where there is an `add`
     "abs", "add", "addmm", "baddbmm", "clamp", "cos", "cumsum", "div", "erf", "exp", "expm1", "index_add", "index_put", "log",
