@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,8 @@ WAYS = {"foreach": (None, False, True), "fused": (None, False, True), "capturabl
 """torch's ways to compute the same step. There is one here, to which the first two make no difference."""
 
 
-class ParametersError(TypeError, ValueError):
-    """What an optimizer cannot train, for torch a TypeError here and a ValueError there."""
+class OptimError(TypeError, ValueError, RuntimeError):
+    """What cannot be trained or clipped; torch's class differs from case to case."""
 
 
 class AdamW:
@@ -67,7 +67,7 @@ class AdamW:
         if not isinstance(param_group, dict):
             raise TypeError(f"AdamW: param_group: got {type(param_group).__name__}, expected a dict")
         if "params" not in param_group:
-            raise KeyError("AdamW: param_group: got no 'params', expected the parameters of the group under that name")
+            raise KeyError("AdamW: param_group: got none under the name params, expected the parameters of the group")
         group = {name: value for name, value in param_group.items() if name not in WAYS}
         _check_ways(param_group)
         if unknown := sorted(set(group) - set(self.defaults) - {"params"}):
@@ -202,9 +202,9 @@ def _check_trainable(i: int, p: Any) -> None:
     if not isinstance(p, Tensor):
         raise TypeError(f"AdamW: params[{i}]: got {type(p).__name__}, expected a leaf tensor")
     if not p.is_leaf:
-        raise ParametersError(f"AdamW: params[{i}]: got the result of an op, expected a leaf tensor")
+        raise OptimError(f"AdamW: params[{i}]: got the result of an op, expected a leaf tensor")
     if p.dtype.kind != "f":
-        raise ParametersError(f"AdamW: params[{i}]: got dtype {p.dtype}, expected a floating dtype")
+        raise OptimError(f"AdamW: params[{i}]: got dtype {p.dtype}, expected a floating dtype")
 
 
 def _check_ways(given: dict[str, Any]) -> None:
@@ -214,7 +214,7 @@ def _check_ways(given: dict[str, Any]) -> None:
             why = "a step here is no graph of a GPU's, and no gradient goes through it"
             raise ValueError(f"AdamW: {name}: got {given[name]!r}, expected one of {allowed}: {why}")
     if given.get("foreach") and given.get("fused"):
-        raise ParametersError("AdamW: foreach, fused: got both, expected at most one of them")
+        raise OptimError("AdamW: foreach, fused: got both, expected at most one of them")
 
 
 def _check_settings(group: dict[str, Any]) -> None:
@@ -243,12 +243,10 @@ def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
 
 # Clipping ---------------------------------------------------------------------------------------------------------------
 
-BLOCK = 1 << 16
-"""Elements whose squares are added in their own dtype; a norm is the sum of such sums in float64."""
-
-
-class NormError(ValueError, RuntimeError):
-    """A norm that is not finite."""
+SHORT, ROW = 1 << 14, 1 << 10
+"""Elements whose squares are added in their own dtype: of an array of up to SHORT at once, of a longer one by rows."""
+SMALL = 1e-28
+"""A sum of squares below which those of single float32 may have been rounded to zero."""
 
 
 def clip_grad_norm_(
@@ -299,37 +297,54 @@ def _gradients(name: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]
 def _total_norm(name: str, arrays: Sequence[np.ndarray], norm_type: float, error_if_nonfinite: bool) -> float:
     p = float(norm_type)
     if wrong := [a.dtype for a in arrays if a.dtype.kind != "f"]:
-        raise ParametersError(f"{name}: tensors: got dtype {wrong[0]}, expected floating dtypes")
+        raise OptimError(f"{name}: tensors: got dtype {wrong[0]}, expected floating dtypes")
     norm = _norm(arrays, p) if arrays else 0.0
     if error_if_nonfinite and not math.isfinite(norm):
-        raise NormError(f"{name}: got a gradient norm of {norm}, expected a finite one")
+        raise OptimError(f"{name}: got a gradient norm of {norm}, expected a finite one")
     return norm
 
 
 def _norm(arrays: Sequence[np.ndarray], p: float) -> float:
     """The p-norm of each array's p-norm: of all elements, as long as none is of no elements or p is 0."""
     if p == 2:
-        return math.sqrt(norm_squared([block for a in arrays for block in blocks(a)]))
+        return math.sqrt(norm_squared(pieces_of(arrays)))
     with np.errstate(divide="ignore", over="ignore"):
         each = np.array([np.linalg.norm(np.asarray(a, np.float64).reshape(-1), p) if a.size else 0.0 for a in arrays])
         return float(np.linalg.norm(each, p))
 
 
-def blocks(a: np.ndarray) -> list[np.ndarray]:
-    """The elements of an array in pieces that norm_squared can take."""
-    flat = a.reshape(-1) if a.dtype != np.float16 else a.reshape(-1).astype(np.float32)
-    return [flat[i : i + BLOCK] for i in range(0, flat.size, BLOCK)]
+class Pieces(NamedTuple):
+    """Arrays as norm_squared adds them: short ones, rows of long ones, and those whose own dtype is too small for it."""
+
+    short: list[np.ndarray]
+    rows: list[np.ndarray]
+    half: list[np.ndarray]
 
 
-def norm_squared(pieces: Sequence[np.ndarray]) -> float:
-    """Σ x² of all pieces. Where squares leave the range of their dtype, they are added in float64."""
-    total = sum(map(float, map(np.ndarray.dot, pieces, pieces)))
-    if not _SMALL < total < math.inf:
-        total = sum(float(np.vdot(a, a)) for a in (np.asarray(piece, np.float64) for piece in pieces))
+def pieces_of(arrays: Iterable[np.ndarray]) -> Pieces:
+    """Views of all elements of all arrays (copies of those that are not contiguous)."""
+    pieces = Pieces([], [], [])
+    for flat in (a.reshape(-1) for a in arrays):
+        cut = flat.size // ROW * ROW if flat.size > SHORT else 0
+        if flat.dtype == np.float16:
+            pieces.half.append(flat)
+            continue
+        if cut:
+            pieces.rows.append(flat[:cut].reshape(-1, ROW))
+        pieces.short.append(flat[cut:])
+    return pieces
+
+
+def norm_squared(pieces: Pieces) -> float:
+    """Σ x²: of a short array or a row in its own dtype, of these in float64. All in float64 where squares leave the dtype."""
+    short, rows, half = pieces
+    total = sum(map(float, map(np.ndarray.dot, short, short))) + sum(float(np.vecdot(a, a).sum(dtype=np.float64)) for a in rows)
+    if half or not SMALL < total < math.inf:
+        total = sum(float(np.vdot(a, a)) for a in (np.asarray(a, np.float64) for group in pieces for a in group))
     return total
 
 
-_SMALL = 1e-28  # below this the squares of single float32 may have been rounded to zero
+# Schedules --------------------------------------------------------------------------------------------------------------
 
 
 def warmup_cosine(step: int, lr: float, warmup_steps: int, total_steps: int, min_lr: float = 0.0) -> float:

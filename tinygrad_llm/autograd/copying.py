@@ -25,8 +25,11 @@ class Memory:
     def __init__(self, flat: np.ndarray, version: Version | None = None) -> None:
         self.flat, self.version = flat, version or Version()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Memory:
+        return Memory(self.flat.copy())
+
     def __reduce__(self) -> Any:
-        return Memory, (np.array(self.flat),)
+        return Memory, (self.flat,)
 
 
 def place_of(array: np.ndarray, version: Version) -> Place:
@@ -44,7 +47,7 @@ def place_of(array: np.ndarray, version: Version) -> Place:
 
 def array_at(memory: Memory, first: int, shape: tuple[int, ...], steps: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The array at a place; one that repeats memory may only be read."""
-    repeats = any(step == 0 and n > 1 for step, n in zip(steps, shape))
+    repeats = 0 not in shape and any(step == 0 and n > 1 for step, n in zip(steps, shape))
     strides = [step * dtype.itemsize for step in steps]
     return np.lib.stride_tricks.as_strided(memory.flat[first:], shape, strides, writeable=not repeats)
 

@@ -185,11 +185,11 @@ def normal(
 ) -> Tensor:
     """Numbers from N(mean, std²): of a size, or of the shape to which the tensors mean and std broadcast."""
     given = [x for x in (mean, std) if isinstance(x, Tensor | np.ndarray)]
-    if size is not None and not given:
+    if isinstance(size, tuple | list) and not given:
         _check_std("normal", std)
         dtype = np.float32 if dtype is None else _floating("normal", dtype)
         return _made("normal", (size,), generator, dtype, requires_grad, partial(_normal, mean=mean, std=std))
-    if not given or size is not None:
+    if not given or size is not None:  # torch takes no size beside tensors
         raise TypeError(f"normal: size: got {size!r}, expected a size beside two numbers, and none beside a tensor")
     return _normal_of("normal", mean, std, given, generator)
 

@@ -65,6 +65,8 @@ class Module:
 
     def __setattr__(self, name: str, value: Any) -> None:
         kind = self._registered.get(name) or _kind_of(vars(self).get(name))
+        if isinstance(value, Parameter) and (not name or "." in name):
+            _check_name(type(self).__name__, name)
         if kind is not None:
             self._check_part(name, kind, value)
             self._register(name, kind if value is None or (kind == "buffer" and _kind_of(value) is None) else None)
@@ -90,15 +92,12 @@ class Module:
             vars(self)["_not_saved"] = self._not_saved - {name}
 
     def _put(self, method: str, name: str, kind: str, value: Any) -> None:
-        if not isinstance(name, str):
-            raise TypeError(f"{method}: name: got {type(name).__name__}, expected a str")
-        if not name or "." in name:
-            raise KeyError(f"{method}: name: got {name!r}, expected a name without dots that is not empty")
+        if kind == "module":  # torch looks at the module first, at other parts last
+            _check_type(method, name, kind, value)
+        _check_name(method, name)
         if hasattr(self, name) and (self._registered.get(name) or _kind_of(vars(self).get(name))) != kind:
             raise KeyError(f"{method}: name: got {name!r}, which is an attribute already, expected a new one")
-        if value is not None and not isinstance(value, _TYPES[kind]):
-            raise TypeError(f"{method}: {name}: got {type(value).__name__}, expected {_EXPECTED[kind]} or None: "
-                            f"cannot assign it as {kind}")
+        _check_type(method, name, kind, value)
         self._register(name, kind if value is None or kind == "buffer" else None)
         object.__setattr__(self, name, value)
 
@@ -222,9 +221,10 @@ class Module:
         return self
 
     def _apply(self, fn: Callable[[Module], Any], above: set[Module]) -> None:
+        above = above | {self}
         for child in self.children():
             if child not in above:
-                child._apply(fn, above | {self})
+                child._apply(fn, above)
         fn(self)
 
     # State -----------------------------------------------------------------------------------------------------------
@@ -308,6 +308,19 @@ _EXPECTED = {"parameter": "a Parameter", "module": "a Module", "buffer": "a Tens
 
 def _kind_of(value: Any) -> str | None:
     return "parameter" if isinstance(value, Parameter) else "module" if isinstance(value, Module) else None
+
+
+def _check_name(method: str, name: Any) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{method}: name: got {type(name).__name__}, expected a str")
+    if not name or "." in name:
+        raise KeyError(f"{method}: name: got {name!r}, expected a name without dots that is not empty")
+
+
+def _check_type(method: str, name: Any, kind: str, value: Any) -> None:
+    if value is not None and not isinstance(value, _TYPES[kind]):
+        raise TypeError(f"{method}: {name}: got {type(value).__name__}, expected {_EXPECTED[kind]} or None: "
+                        f"cannot assign it as {kind}")
 
 
 def _part(module: Any, name: str, target: str, kind: Any, expected: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.optim import CHUNK, MOMENTS, AdamW, blocks, descend, norm_squared
+from tinygrad_llm.optim import CHUNK, MOMENTS, AdamW, descend, norm_squared, pieces_of
 from tinygrad_llm.training.memory import ALIGNMENT, SharedMemory
 
 APART = 2**24
@@ -145,7 +145,7 @@ class Flat:
 
     def norm_squared(self, rank: int) -> float:
         """‖gradient‖² on the slice of worker `rank`."""
-        return norm_squared(self._once(("pieces", rank), lambda: [b for piece in self._pieces(rank) for b in blocks(piece)]))
+        return norm_squared(self._once(("pieces", rank), lambda: pieces_of(self._pieces(rank))))
 
     def update(self, rank: int, runs: Iterable[Run], scale: float) -> None:
         """AdamW on the slice of worker `rank`, with `scale` times the gradient."""
