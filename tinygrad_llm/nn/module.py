@@ -243,7 +243,8 @@ class Module:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, or (set_to_none=False) write zeros into them."""
-        forget_gradients(self.parameters(), set_to_none)
+        own = (p for module in self.modules() for _, p in module._slots("parameter") if p is not None)
+        forget_gradients(own, set_to_none)
 
     def requires_grad_(self, requires_grad: bool = True) -> Module:
         """Freeze (False) or thaw every parameter."""
