@@ -11,7 +11,9 @@ import torch
 
 import tinygrad_llm as tg
 from tinygrad_llm import nn
+from tinygrad_llm.capture import compile
 from tinygrad_llm.optim import AdamW, WarmupCosine
+from tinygrad_llm.training import Trainer
 
 # Each program is run with both libraries; what it gives, or the class of its error, must be the same.
 
@@ -462,6 +464,44 @@ def test_a_deep_copy_has_the_gradient_and_its_aliases():
     assert twin.grad is gradient
     gradient.mul_(2)
     assert (row.tolist(), p.grad.tolist()) == ([6], [3, 3])
+
+
+def test_copies_of_what_a_trainer_has_moved_share_memory_too():
+    ids = np.arange(16).reshape(2, 8) % 11
+    model = tg.Transformer(tg.TransformerConfig(11, 8, 8, 2, 1))
+    with Trainer(model, optimizer := AdamW(model.parameters(), lr=0.1), capture=True) as trainer:
+        trainer.step(ids, ids)
+        twin, theirs, held = copy.deepcopy((model, optimizer, model.lm_head.weight.detach()))
+        held.mul_(2)
+        assert np.array_equal(held.numpy(), twin.lm_head.weight.numpy())
+        held.mul_(0.5)
+        with Trainer(twin, theirs, capture=True) as other:
+            assert other.step(ids, ids) == trainer.step(ids, ids)
+        assert all(np.array_equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values()))
+
+
+def test_of_a_mapped_file_only_the_part_is_copied(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(100_000.0))
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    row = copy.deepcopy(tg.from_numpy(mapped[5:8]))
+    assert row.mul_(2).tolist() == [10, 12, 14]
+    assert len(pickle.dumps(tg.from_numpy(mapped[5:8]))) < 1000
+
+
+@pytest.mark.filterwarnings("ignore:step runs without capture")
+def test_zeros_written_in_a_recorded_function_are_not_forgotten():
+    layer = nn.Linear(2, 2)
+
+    def step(x):
+        layer.zero_grad(set_to_none=False)
+        out = layer(x).sum()
+        out.backward()
+        return out
+
+    fast = compile(step)
+    for _ in range(3):
+        fast(np.ones((1, 2), np.float32))
+        assert layer.weight.grad.tolist() == [[1, 1], [1, 1]]
 
 
 def trained(model, optimizer, schedule, factors):

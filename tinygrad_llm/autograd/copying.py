@@ -53,13 +53,13 @@ def array_at(memory: Memory, first: int, shape: tuple[int, ...], steps: tuple[in
 
 
 def _is_dense(owner: np.ndarray) -> bool:
-    """Whether it owns its memory, or has it from a buffer in memory, and its elements fill it."""
+    """Whether its elements fill its memory, which is no mapped file: of that only the part is copied."""
     step = owner.itemsize
     for size, stride in sorted(zip(owner.shape, owner.strides), key=lambda axis: axis[1]):
         if size != 1 and stride != step:
             return False
         step *= size
-    return owner.base is None or isinstance(owner.base, memoryview)  # of a mapped file only the part is copied
+    return not isinstance(owner, np.memmap)
 
 
 def _address(array: np.ndarray) -> int:

@@ -334,7 +334,11 @@ def _part(module: Any, name: str, target: str, kind: Any, expected: str) -> Any:
 
 
 def forget_gradients(parameters: Iterable[Tensor], set_to_none: bool) -> None:
-    """No gradients, or zeros written into those that there are, so that whoever holds one sees them, as in torch."""
+    """No gradients, or zeros written into those that there are, so that whoever holds one sees them, as in torch.
+
+    In a recorded function that is a write into what is not its own, so that it runs as it is: new zeros would be recorded, and
+    gradients of one call added to those of the one before.
+    """
     for p in parameters:
         if set_to_none or p.grad is None:
             p.grad = None
