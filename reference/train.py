@@ -96,7 +96,7 @@ def train(settings: Settings, initial: Mapping[str, np.ndarray] | None = None, p
     optimizer = make_optimizer(model, settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, settings))
     result = Result(model, [], [])
-    batches = iter(BatchLoader(data.train, settings.batch_size, settings.seed))
+    batches = BatchLoader(data.train, settings.batch_size, settings.seed)
     waiting: list[Tensor] = []
     with tqdm(total=settings.steps, disable=not progress, unit="step") as bar:
         try:
@@ -135,7 +135,7 @@ def evaluate(model: Transformer, data: Data, batch_size: int, device: torch.devi
     """test_loss (nats per token), perplexity, next-token accuracy, bits_per_char; over all of the test split."""
     model.eval()
     loss, right, count = 0.0, 0, 0
-    for batch in BatchLoader(data.test, batch_size, shuffle=False).one_epoch():
+    for batch in BatchLoader(data.test, batch_size, shuffle=False):
         ids, targets = to_device(batch, device)
         logits = model(ids)  # [B, T, V]
         loss += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").item()

@@ -279,7 +279,7 @@ REFUSED = {
     "saved no tensor": (lambda x: marked(lambda ctx, x: ctx.save_for_backward(3))(x), TypeError, r"tensors\[0\]: got a int"),
     "a leaf": (lambda x: marked(write)(x.detach().requires_grad_()), WriteError, "leaf that requires grad"),
     "a view": (lambda x: marked(write)((x * 1)[:2]), WriteError, "mark_dirty: got a view"),
-    "not returned": (lambda x: marked(lambda ctx, x: (write(ctx, x), x * 1)[1])(x * 1), AutogradError, "no argument or no output"),
+    "not returned": (lambda x: marked(lambda ctx, x: (write(ctx, x), x * 1)[1])(x * 1), AutogradError, "no argument or"),
     "no forward": (lambda x: Function.apply(x), NotImplementedError, "got no forward"),
 }
 

@@ -312,6 +312,72 @@ def test_functional_call_leaves_the_module_as_it_was():
     np.testing.assert_array_equal(mine(ids).numpy(), before)
 
 
+def tied(m, same_module=False):
+    """x Aᵀ + 10 x Bᵀ, B tied to A, all ones; and a buffer that is added."""
+
+    class Net(m.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = m.nn.Linear(2, 2, bias=False), m.nn.Linear(2, 2, bias=False)
+            self.b = self.a if same_module else self.b
+            self.b.weight = self.a.weight = m.nn.Parameter(m.ones(2, 2))
+            self.register_buffer("c", m.zeros(2))
+
+        def forward(self, x, more=0):
+            return self.a(x) + 10 * self.b(x) + self.c + more
+
+    return Net()
+
+
+CALLS = {
+    "one": lambda m, call: call(tied(m), {"a.weight": 2 * m.ones(2, 2)}, m.ones(1, 2)),
+    "one, other name": lambda m, call: call(tied(m), {"b.weight": 2 * m.ones(2, 2)}, (m.ones(1, 2),)),
+    "one, apart": lambda m, call: call(tied(m), {"a.weight": 2 * m.ones(2, 2)}, m.ones(1, 2), tie_weights=False),
+    "both": lambda m, call: call(tied(m), {"a.weight": m.ones(2, 2), "b.weight": 2 * m.ones(2, 2)}, m.ones(1, 2)),
+    "both, apart": lambda m, call: call(tied(m), {"a.weight": m.ones(2, 2), "b.weight": 2 * m.ones(2, 2)}, m.ones(1, 2),
+                                        tie_weights=False),
+    "both, one tensor": lambda m, call: call(tied(m), dict.fromkeys(["a.weight", "b.weight"], 3 * m.ones(2, 2)), m.ones(1, 2)),
+    "one module": lambda m, call: call(tied(m, True), {"b.weight": 2 * m.ones(2, 2)}, m.ones(1, 2)),
+    "one module, both": lambda m, call: call(tied(m, True), {"a.weight": m.ones(2, 2), "b.weight": 2 * m.ones(2, 2)},
+                                             m.ones(1, 2)),
+    "buffer": lambda m, call: call(tied(m), {"c": m.ones(2)}, m.ones(1, 2)),
+    "several": lambda m, call: call(tied(m), ({"a.weight": m.ones(2, 2)}, {"c": m.ones(2)}), m.ones(1, 2)),
+    "a list": lambda m, call: call(tied(m), [{"c": m.ones(2)}], m.ones(1, 2)),
+    "twice": lambda m, call: call(tied(m), ({"c": m.ones(2)}, {"c": m.ones(2)}), m.ones(1, 2)),
+    "no dicts": lambda m, call: call(tied(m), ({"c": m.ones(2)}, 3), m.ones(1, 2)),
+    "a number": lambda m, call: call(tied(m), 3, m.ones(1, 2)),
+    "an array": lambda m, call: call(tied(m), {"c": np.ones(2)}, m.ones(1, 2)),
+    "strict": lambda m, call: call(tied(m), {"a.weight": m.ones(2, 2)}, m.ones(1, 2), strict=True),
+    "strict, all": lambda m, call: call(tied(m), {"a.weight": m.ones(2, 2), "c": m.ones(2)}, m.ones(1, 2), strict=True),
+    "strict, apart": lambda m, call: call(tied(m), {"a.weight": m.ones(2, 2), "c": m.ones(2)}, m.ones(1, 2), tie_weights=False,
+                                          strict=True),
+    "strict, unknown": lambda m, call: call(tied(m), {"a.weight": m.ones(2, 2), "c": m.ones(2), "d": m.ones(2)}, m.ones(1, 2),
+                                            strict=True),
+    "kwargs": lambda m, call: call(tied(m), {}, m.ones(1, 2), {"more": 1}),
+    "kwargs alone": lambda m, call: call(tied(m), {}, kwargs={"x": m.ones(1, 2)}),
+    "kwargs by position": lambda m, call: call(tied(m), {}, None, {"x": m.ones(1, 2)}),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_functional_call_is_torchs(call):
+    try:
+        wanted = call(torch, torch.func.functional_call).tolist()
+    except Exception as error:
+        wanted = type(error)
+    if isinstance(wanted, list):
+        assert call(ours, func.functional_call).tolist() == wanted
+    else:
+        with pytest.raises(wanted, match=r"functional_call: .*got .*, expected "):
+            call(ours, func.functional_call)
+
+
+def test_gradients_of_tied_parameters_reach_the_given_tensor():
+    w = ours.ones(2, 2, requires_grad=True)
+    func.functional_call(tied(ours), {"a.weight": w, "b.weight": w}, ours.ones(1, 2)).sum().backward()
+    assert w.grad.tolist() == [[11, 11], [11, 11]]
+
+
 def test_gradients_of_transforms_pass_gradgradcheck():
     assert gradgradcheck(lambda x: func.jvp(lambda y: (y * y * x).sin(), (x,), (x,))[1], Tensor.of(np.array([0.3, 0.9]), True))
 

@@ -1,5 +1,6 @@
 """Sequence pairs and their order: what is a pair, what comes next, and what comes next after a restart."""
 
+import itertools
 import json
 
 import numpy as np
@@ -135,11 +136,32 @@ class TestBatchLoader:
         assert len(set(orders.values())) == len(orders)
         assert all(epoch(*key) == order for key, order in orders.items())
 
-    def test_one_epoch_ends_the_epoch_that_was_begun(self):
+    @given(st.integers(7, 40), loaders)
+    def test_a_for_is_one_epoch_and_the_next_for_the_next(self, length, options):
+        loader, other = loader_of(length, **options), loader_of(length, **options)
+        epochs = [[ids[:, 0].tolist() for ids, _ in loader] for _ in range(3)]
+        assert [len(epoch) for epoch in epochs] == [len(loader)] * 3
+        assert [batch for epoch in epochs for batch in epoch] == take(other, 3 * len(loader))
+        if options["shuffle"] and length > 20 and not options["drop_last"]:
+            assert [*itertools.chain(*epochs[0])] != [*itertools.chain(*epochs[1])]
+            assert sorted(itertools.chain(*epochs[0])) == sorted(itertools.chain(*epochs[1]))
+
+    def test_a_for_that_was_left_goes_on_where_it_was(self):
         loader = loader_of(10, batch_size=2)
-        take(loader, 3)
-        assert len(list(loader.one_epoch())) == 2
-        assert len(list(loader.one_epoch())) == 5
+        for i, _ in enumerate(loader):
+            if i == 2:
+                break
+        assert (loader.epoch, loader.batch_index) == (0, 3)
+        twin = loader_of(10, batch_size=2)
+        twin.load_state_dict(loader.state_dict())
+        assert [ids.tolist() for ids, _ in twin] == [ids.tolist() for ids, _ in loader.one_epoch()]
+        assert len(list(loader)) == 5
+
+    def test_forever_has_no_end_and_moves_the_same_position(self):
+        loader, other = loader_of(10, batch_size=4), loader_of(10, batch_size=4)
+        found = [ids[:, 0].tolist() for ids, _ in itertools.islice(loader.forever(), 8)]
+        assert found == take(other, 8)
+        assert loader.state_dict() == other.state_dict()
 
     def test_global_numpy_seed_plays_no_part(self):
         before = np.random.get_state()[1].tolist()  # noqa: NPY002

@@ -1,5 +1,7 @@
 """nn.functional against torch.nn.functional over drawn shapes and options: outputs and gradients in float64, float32 judged."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -181,7 +183,7 @@ BAD = [
     (lambda: F.cross_entropy(tg.ones(2, 3), np.array([0, 1]), label_smoothing=2), ValueError, "label_smoothing"),
     (lambda: F.cross_entropy(tg.ones(2, 3), np.array([0, 1]), tg.ones(2)), ValueError, "weight"),
     (lambda: F.dropout(tg.ones(2), 1.5), ValueError, "p"),
-    (lambda: F.dropout(tg.ones(2), 0.5), ValueError, "generator"),
+    (lambda: F.dropout(tg.ones(2), 0.5, generator=3), TypeError, "generator"),
     (lambda: F.gelu(tg.ones(2), "quick"), ValueError, "approximate"),
     (lambda: F.scaled_dot_product_attention(tg.ones(2, 3), tg.ones(2, 4), tg.ones(2, 3)), ValueError, "key"),
     (lambda: F.scaled_dot_product_attention(tg.ones(2, 3), tg.ones(4, 3), tg.ones(2, 3)), ValueError, "value"),
@@ -199,3 +201,36 @@ def test_bad_input_is_one_line_that_names_the_argument(call, error, argument):
     assert f"{argument}: got" in message
     assert "expected" in message
     assert "\n" not in message
+
+
+LOSSES = {
+    "mse_loss": lambda m, F: F.mse_loss(m.ones(2), m.ones(2, 1)),
+    "mse_loss number": lambda m, F: F.mse_loss(m.ones(2), m.ones(())),
+    "mse_loss weight": lambda m, F: F.mse_loss(m.ones(2, 2), m.ones(2), weight=m.ones(2, 2)),
+    "mse_loss alike": lambda m, F: F.mse_loss(m.ones(2), m.ones(2)), "kl_div": lambda m, F: F.kl_div(m.ones(2), m.ones(2)),
+    "kl_div batchmean": lambda m, F: F.kl_div(m.ones(2), m.ones(2), reduction="batchmean"),
+    "kl_div sum": lambda m, F: F.kl_div(m.ones(2), m.ones(2), reduction="sum"),
+    "kl_div of two sizes": lambda m, F: F.kl_div(m.ones(2), m.ones(2, 1), reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("call", LOSSES.values(), ids=LOSSES)
+def test_losses_warn_where_torchs_do(call):
+    found = []
+    for m, functional in ((tg, F), (torch, torch.nn.functional)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call(m, functional)
+        found.append([w.category for w in caught])
+        assert all(w.filename == __file__ for w in caught) or m is torch
+    assert found[0] == found[1]
+
+
+def test_the_warning_names_both_sizes():
+    with pytest.warns(UserWarning, match=r"^mse_loss: target: got size \(2, 1\), expected that of input, \(2,\)"):
+        F.mse_loss(tg.ones(2), tg.ones(2, 1))
+
+
+def test_dropout_takes_arrays_and_numbers():
+    for x in (np.ones(200, np.float32), [1.0] * 200, tg.ones(200)):
+        assert set(F.dropout(x, 0.5).tolist()) == {0, 2}

@@ -5,23 +5,31 @@ from tinygrad_llm._version import __version__
 from tinygrad_llm.autograd import (
     AnomalyError,
     AutogradError,
+    Generator,
     Tensor,
+    default_generator,
     detect_anomaly,
     enable_grad,
+    get_rng_state,
     grad,
     inference_mode,
+    initial_seed,
     is_grad_enabled,
     is_inference_mode_enabled,
+    manual_seed,
     no_grad,
+    seed,
     set_grad_enabled,
+    set_rng_state,
 )
 from tinygrad_llm.functions import *  # noqa: F403
 from tinygrad_llm.functions import __all__ as _functions
 from tinygrad_llm.model import Transformer, TransformerConfig
 
 __all__ = [
-    "AnomalyError", "AutogradError", "Tensor", "Transformer", "TransformerConfig", "__version__", "autograd",
-    "detect_anomaly", "enable_grad", "func", "functions", "grad", "inference_mode", "is_grad_enabled",
-    "is_inference_mode_enabled", "nn", "no_grad", "ops", "optim", "set_grad_enabled",
+    "AnomalyError", "AutogradError", "Generator", "Tensor", "Transformer", "TransformerConfig", "__version__", "autograd",
+    "default_generator", "detect_anomaly", "enable_grad", "func", "functions", "get_rng_state", "grad", "inference_mode",
+    "initial_seed", "is_grad_enabled", "is_inference_mode_enabled", "manual_seed", "nn", "no_grad", "ops", "optim", "seed",
+    "set_grad_enabled", "set_rng_state",
     *_functions,
 ]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import no_grad
+from tinygrad_llm.autograd.randomness import chosen
 from tinygrad_llm.data import Tokenizer
 from tinygrad_llm.decoding import Decoder, UnknownModuleError, WeightsChangedError
 
@@ -28,7 +29,7 @@ def generate(
                      softmax(logits / temperature): 1 is the model's own distribution, less is more cautious
     top_k, top_p     draw from a part of it only, see next_token_probabilities
     stop_ids         ends at one of these tokens, which is not given
-    generator        one number is drawn from it per token; None: default_rng(0), the same text each time
+    generator        one number is drawn from it per token; None: the library's (tinygrad_llm.manual_seed)
 
     A Transformer reads each token once, over a cache (see decoding.py), as long as all fit into context_length; its weights
     must not change meanwhile. A model of another make is asked for `decoder()`, and without one run on all ids each time.
@@ -40,10 +41,7 @@ def generate(
     context = _checked_ids(ids, config.vocab_size)
     _check_count("max_new_tokens", max_new_tokens, 0)
     _check_sampling(temperature, top_k, top_p)
-    generator = np.random.default_rng(0) if generator is None else generator
-    if not isinstance(generator, np.random.Generator):
-        raise TypeError(f"generator: got {type(generator).__name__}, expected a numpy.random.Generator")
-    choose = _chooser(temperature, top_k, top_p, generator)
+    choose = _chooser(temperature, top_k, top_p, chosen("generator", generator))
     return _tokens(model, context, max_new_tokens, config.context_length, choose, frozenset(map(int, stop_ids)))
 
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_llm.autograd import Tensor, no_grad
-from tinygrad_llm.nn import Module, Parameter
+from tinygrad_llm.autograd import Tensor, enable_grad, no_grad
+from tinygrad_llm.nn import Module
+from tinygrad_llm.nn.module import forget_gradients
 
 CHUNK = 1 << 16
 """Elements that AdamW updates at a time: five arrays of them fit into a core's second-level cache."""
 MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+WAYS = {"foreach": (None, False, True), "fused": (None, False, True), "capturable": (False,), "differentiable": (False,)}
+"""torch's ways to compute the same step. There is one here, to which the first two make no difference."""
+
+
+class OptimError(TypeError, ValueError, RuntimeError):
+    """What cannot be trained or clipped; torch's class differs from case to case."""
 
 
 class AdamW:
@@ -28,35 +36,46 @@ class AdamW:
     maximize     climb instead of descend (g ← −g)
     amsgrad      use the largest v so far in place of v
 
-    A parameter without a gradient is left alone. Errors: ValueError, TypeError naming the argument.
+    A parameter without a gradient is left alone. `state[p]` is what is kept of parameter p; a deepcopy or pickle of model and
+    optimizer together goes on as they do. torch's foreach and fused are taken and change nothing; capturable (for graphs of a
+    GPU) and differentiable are refused. Errors: ValueError, TypeError naming the argument.
     """
 
     def __init__(
         self, params: Iterable[Any], lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-        weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False,
+        weight_decay: float = 1e-2, amsgrad: bool = False, *, maximize: bool = False, foreach: bool | None = None,
+        capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
     ) -> None:
+        _check_ways({"foreach": foreach, "capturable": capturable, "differentiable": differentiable, "fused": fused})
         betas = tuple(betas) if isinstance(betas, list) else betas
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
                     "maximize": maximize}
-        params = list(params)
+        if isinstance(params, Tensor | dict):
+            raise TypeError(f"AdamW: params: got one {type(params).__name__}, expected an iterable of parameters or of dicts")
+        params = _ordered("params", params)
         if not params:
             raise ValueError("AdamW: params: got none, expected at least one parameter")
         groups = params if isinstance(params[0], dict) else [{"params": params}]
         self.param_groups: list[dict[str, Any]] = []
-        self.state: dict[int, dict[str, Any]] = {}
+        self.state: dict[Tensor, dict[str, Any]] = {}
         self.defaults = defaults
         for group in groups:
             self.add_param_group(group)
 
-    def add_param_group(self, group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with settings of their own; what is not given is the default."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f"AdamW: param_group: got {type(param_group).__name__}, expected a dict")
+        if "params" not in param_group:
+            raise KeyError("AdamW: param_group: got none under the name params, expected the parameters of the group")
+        group = {name: value for name, value in param_group.items() if name not in WAYS}
+        _check_ways(param_group)
         if unknown := sorted(set(group) - set(self.defaults) - {"params"}):
             raise ValueError(f"AdamW: params: got the setting {unknown[0]!r}, expected some of {', '.join(self.defaults)}")
-        params = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        params = [group["params"]] if isinstance(group["params"], Tensor) else _ordered("params", group["params"])
         known = {id(p) for other in self.param_groups for p in other["params"]}
         for i, p in enumerate(params):
-            if not isinstance(p, Tensor) or not p.is_leaf:
-                raise TypeError(f"AdamW: params[{i}]: got {type(p).__name__}, expected a leaf tensor")
+            _check_trainable(i, p)
             if id(p) in known:
                 raise ValueError(f"AdamW: params[{i}]: got a parameter of shape {p.shape} twice, expected each once")
             known.add(id(p))
@@ -65,20 +84,27 @@ class AdamW:
         self.param_groups.append(group)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients, or set them to zero."""
-        for p in self._parameters():
-            p.grad = None if set_to_none or p.grad is None else Tensor.from_array(np.zeros(p.shape, p.dtype))
+        """Forget the gradients, or write zeros into them."""
+        forget_gradients(self._parameters(), set_to_none)
 
-    def step(self) -> None:
-        """One update of every parameter that has a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient.
+
+        closure   makes the gradients, recording switched on, and returns the loss, which is returned
+        """
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
         with no_grad():
             for group in self.param_groups:
                 for p in group["params"]:
                     if p.grad is not None:
                         self._update(p, p.grad.numpy(), group)
+        return loss
 
     def _update(self, p: Tensor, g: np.ndarray, group: dict[str, Any]) -> None:
-        state = self.state.setdefault(id(p), {}) or self._new_state(p, group)
+        state = self.state.get(p) or self._new_state(p, group)
         state["step"] += 1
         moments = [state[name] for name in MOMENTS if name in state]
 
@@ -90,14 +116,14 @@ class AdamW:
 
     def _new_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         names = MOMENTS if group["amsgrad"] else MOMENTS[:2]
-        state = self.state[id(p)] = {"step": 0, **{name: np.zeros(p.shape, p.dtype) for name in names}}
+        state = self.state[p] = {"step": 0, **{name: np.zeros(p.shape, p.dtype) for name in names}}
         return state
 
     def state_dict(self) -> dict[str, Any]:
         """{"state": {index: {"step", "exp_avg", ...}}, "param_groups": [...]}: parameters by index, arrays copied."""
         index = {id(p): i for i, p in enumerate(self._parameters())}
-        state = {index[key]: {k: np.copy(v) if isinstance(v, np.ndarray) else v for k, v in value.items()}
-                 for key, value in self.state.items()}
+        state = {index[id(p)]: {k: np.copy(v) if isinstance(v, np.ndarray) else v for k, v in value.items()}
+                 for p, value in self.state.items()}
         groups = [{**group, "params": [index[id(p)] for p in group["params"]]} for group in self.param_groups]
         return {"state": state, "param_groups": groups}
 
@@ -116,7 +142,7 @@ class AdamW:
                                      f"expected {params[int(i)].shape}")
         for group, saved in zip(self.param_groups, groups):
             group.update({k: tuple(v) if k == "betas" else v for k, v in saved.items() if k != "params"})
-        self.state = {id(params[int(i)]): {k: _restored(v, params[int(i)]) for k, v in state.items()}
+        self.state = {params[int(i)]: {k: _restored(v, params[int(i)]) for k, v in state.items()}
                       for i, state in state_dict["state"].items()}
 
     def _parameters(self) -> list[Tensor]:
@@ -166,6 +192,31 @@ def _restored(value: Any, p: Tensor) -> Any:
     return int(value)
 
 
+def _ordered(name: str, params: Any) -> list[Any]:
+    if isinstance(params, set | frozenset):
+        raise TypeError(f"AdamW: {name}: got a set, expected a list: the order of a set is another one in each run")
+    return list(params)
+
+
+def _check_trainable(i: int, p: Any) -> None:
+    if not isinstance(p, Tensor):
+        raise TypeError(f"AdamW: params[{i}]: got {type(p).__name__}, expected a leaf tensor")
+    if not p.is_leaf:
+        raise OptimError(f"AdamW: params[{i}]: got the result of an op, expected a leaf tensor")
+    if p.dtype.kind != "f":
+        raise OptimError(f"AdamW: params[{i}]: got dtype {p.dtype}, expected a floating dtype")
+
+
+def _check_ways(given: dict[str, Any]) -> None:
+    """What there is of WAYS among the settings."""
+    for name, allowed in WAYS.items():
+        if given.get(name, allowed[0]) not in allowed:
+            why = "a step here is no graph of a GPU's, and no gradient goes through it"
+            raise ValueError(f"AdamW: {name}: got {given[name]!r}, expected one of {allowed}: {why}")
+    if given.get("foreach") and given.get("fused"):
+        raise OptimError("AdamW: foreach, fused: got both, expected at most one of them")
+
+
 def _check_settings(group: dict[str, Any]) -> None:
     if not isinstance(group["betas"], tuple | list) or len(group["betas"]) != 2:
         raise TypeError(f"AdamW: betas: got {group['betas']!r}, expected two numbers in [0, 1)")
@@ -190,28 +241,110 @@ def decay_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float, error_if_nonfinite: bool = False) -> float:
-    """Scale all gradients by min(1, max_norm / (‖g‖₂ + 1e-6)), ‖g‖₂ the norm of all of them together; return ‖g‖₂.
+# Clipping ---------------------------------------------------------------------------------------------------------------
 
-    Pascanu et al. 2013, arXiv:1211.5063. Errors: ValueError for max_norm ≤ 0, RuntimeError for a norm that is not
-    finite where error_if_nonfinite.
+SHORT, ROW = 1 << 14, 1 << 10
+"""Elements whose squares are added in their own dtype: of an array of up to SHORT at once, of a longer one by rows."""
+SMALL = 1e-28
+"""A sum of squares below which those of single float32 may have been rounded to zero."""
+
+
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Scale all gradients by min(1, max_norm / (‖g‖ + 1e-6)), ‖g‖ the norm of all of them together; return ‖g‖.
+
+    The norm is a float64 tensor without axes: it is added up in float64, so that it is right for any number of elements.
+    norm_type is its power, math.inf for the largest |g|; foreach is taken and changes nothing. Pascanu et al. 2013,
+    arXiv:1211.5063. Errors: ValueError for max_norm ≤ 0, RuntimeError for a norm that is not finite where error_if_nonfinite.
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm_: max_norm: got {max_norm!r}, expected a number > 0")
-    grads = [p.grad for p in parameters if p.grad is not None]
-    norm = math.sqrt(sum(_norm_squared(g.numpy()) for g in grads))
-    if not math.isfinite(norm) and error_if_nonfinite:
-        raise RuntimeError(f"clip_grad_norm_: got a gradient norm of {norm}, expected a finite one")
+    grads = _gradients("clip_grad_norm_", parameters)
+    norm = _total_norm("clip_grad_norm_", [g.numpy() for g in grads], norm_type, error_if_nonfinite)
     scale = max_norm / (norm + 1e-6)
     if scale < 1 or math.isnan(scale):
         for g in grads:
             g._write(lambda a: np.multiply(a, scale, out=a))
+    return Tensor.from_array(np.array(norm))
+
+
+def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None) -> None:
+    """Limit each number of the gradients to [−clip_value, clip_value]. foreach is taken and changes nothing."""
+    limit = float(clip_value)
+    for g in _gradients("clip_grad_value_", parameters):
+        g._write(lambda a: np.clip(a, -limit, limit, out=a))
+
+
+def get_total_norm(
+    tensors: Tensor | Iterable[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
+) -> Tensor:
+    """The norm of all tensors together, as clip_grad_norm_ returns it."""
+    arrays = [t.numpy() for t in ([tensors] if isinstance(tensors, Tensor) else tensors)]
+    return Tensor.from_array(np.array(_total_norm("get_total_norm", arrays, norm_type, error_if_nonfinite)))
+
+
+def _gradients(name: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    if isinstance(parameters, Tensor):
+        parameters = [parameters]
+    given = list(parameters)
+    if not given and not isinstance(parameters, Sequence):
+        warnings.warn(f"{name}: parameters: got an iterator that gives none, expected parameters; is it used up?", stacklevel=3)
+    return [p.grad for p in given if p.grad is not None]
+
+
+def _total_norm(name: str, arrays: Sequence[np.ndarray], norm_type: float, error_if_nonfinite: bool) -> float:
+    p = float(norm_type)
+    if wrong := [a.dtype for a in arrays if a.dtype.kind != "f"]:
+        raise OptimError(f"{name}: tensors: got dtype {wrong[0]}, expected floating dtypes")
+    norm = _norm(arrays, p) if arrays else 0.0
+    if error_if_nonfinite and not math.isfinite(norm):
+        raise OptimError(f"{name}: got a gradient norm of {norm}, expected a finite one")
     return norm
 
 
-def _norm_squared(g: np.ndarray) -> float:
-    flat = g.reshape(-1)
-    return float(np.dot(flat, flat))
+def _norm(arrays: Sequence[np.ndarray], p: float) -> float:
+    """The p-norm of each array's p-norm: of all elements, as long as none is of no elements or p is 0."""
+    if p == 2:
+        return math.sqrt(norm_squared(pieces_of(arrays)))
+    with np.errstate(divide="ignore", over="ignore"):
+        each = np.array([np.linalg.norm(np.asarray(a, np.float64).reshape(-1), p) if a.size else 0.0 for a in arrays])
+        return float(np.linalg.norm(each, p))
+
+
+class Pieces(NamedTuple):
+    """Arrays as norm_squared adds them: short ones, rows of long ones, and those whose own dtype is too small for it."""
+
+    short: list[np.ndarray]
+    rows: list[np.ndarray]
+    half: list[np.ndarray]
+
+
+def pieces_of(arrays: Iterable[np.ndarray]) -> Pieces:
+    """Views of all elements of all arrays (copies of those that are not contiguous)."""
+    pieces = Pieces([], [], [])
+    for flat in (a.reshape(-1) for a in arrays):
+        cut = flat.size // ROW * ROW if flat.size > SHORT else 0
+        if flat.dtype == np.float16:
+            pieces.half.append(flat)
+            continue
+        if cut:
+            pieces.rows.append(flat[:cut].reshape(-1, ROW))
+        pieces.short.append(flat[cut:])
+    return pieces
+
+
+def norm_squared(pieces: Pieces) -> float:
+    """Σ x²: of a short array or a row in its own dtype, of these in float64. All in float64 where squares leave the dtype."""
+    short, rows, half = pieces
+    total = sum(map(float, map(np.ndarray.dot, short, short))) + sum(float(np.vecdot(a, a).sum(dtype=np.float64)) for a in rows)
+    if half or not SMALL < total < math.inf:
+        total = sum(float(np.vdot(a, a)) for a in (np.asarray(a, np.float64) for group in pieces for a in group))
+    return total
+
+
+# Schedules --------------------------------------------------------------------------------------------------------------
 
 
 def warmup_cosine(step: int, lr: float, warmup_steps: int, total_steps: int, min_lr: float = 0.0) -> float:

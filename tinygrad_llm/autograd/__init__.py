@@ -20,14 +20,24 @@ from tinygrad_llm.autograd.modes import (
     set_detect_anomaly,
     set_grad_enabled,
 )
+from tinygrad_llm.autograd.randomness import (
+    Generator,
+    SeedError,
+    default_generator,
+    get_rng_state,
+    initial_seed,
+    manual_seed,
+    seed,
+    set_rng_state,
+)
 from tinygrad_llm.autograd.tensor import NUMPY, Tensor, apply, as_array, tensors_of, unwrap_index
 from tinygrad_llm.autograd.writes import inplace
 
 __all__ = [
-    "NUMPY", "AnomalyError", "AutogradError", "Function", "FunctionCtx", "GradcheckError", "InconclusiveError",
-    "InferenceError", "Node", "RemovableHandle", "Tensor", "Verdict", "WriteError", "apply", "as_array", "backward",
-    "checkpoint", "detect_anomaly", "enable_grad", "functional", "grad", "gradcheck", "gradgradcheck", "graph",
-    "inference_mode", "inplace", "is_anomaly_check_nan_enabled", "is_anomaly_enabled", "is_grad_enabled",
-    "is_inference_mode_enabled", "no_grad", "once_differentiable", "saved_arrays", "set_detect_anomaly", "set_grad_enabled",
-    "tensors_of", "unwrap_index",
+    "NUMPY", "AnomalyError", "AutogradError", "Function", "FunctionCtx", "Generator", "GradcheckError", "InconclusiveError",
+    "InferenceError", "Node", "RemovableHandle", "SeedError", "Tensor", "Verdict", "WriteError", "apply", "as_array",
+    "backward", "checkpoint", "default_generator", "detect_anomaly", "enable_grad", "functional", "get_rng_state", "grad",
+    "gradcheck", "gradgradcheck", "graph", "inference_mode", "initial_seed", "inplace", "is_anomaly_check_nan_enabled",
+    "is_anomaly_enabled", "is_grad_enabled", "is_inference_mode_enabled", "manual_seed", "no_grad", "once_differentiable",
+    "saved_arrays", "seed", "set_detect_anomaly", "set_grad_enabled", "set_rng_state", "tensors_of", "unwrap_index",
 ]

@@ -13,6 +13,7 @@ from tinygrad_llm.autograd.backward import gradients_at
 from tinygrad_llm.autograd.errors import AutogradError
 from tinygrad_llm.autograd.graph import Node
 from tinygrad_llm.autograd.modes import enable_grad, is_grad_enabled
+from tinygrad_llm.autograd.randomness import default_generator
 from tinygrad_llm.autograd.several import node_of_call
 from tinygrad_llm.autograd.tensor import Tensor
 from tinygrad_llm.autograd.trees import flatten
@@ -37,7 +38,7 @@ def checkpoint(
     What the function closes over (parameters) gets its gradient too, and derivatives of any order are right.
     context_fn           makes two contexts: the function's first run is inside one, those of backward inside the other
     determinism_check    "default": backward compares what the function gives then with what it gave, bit by bit; "none"
-    preserve_rng_state   NumPy generators among the arguments, and those in `generators`, draw again what they drew
+    preserve_rng_state   the library's generator, those among the arguments, and those in `generators` draw again what they drew
     use_reentrant, debug, early_stop   torch's switches, which change no result here: there is one form, the non-reentrant
 
     torch.utils.checkpoint. Chen et al. 2016, arXiv:1604.06174. Errors: TypeError for an output that holds no tensor,
@@ -50,7 +51,8 @@ def checkpoint(
         if not is_grad_enabled():
             return function(*args, **kwargs)
         leaves, rebuild = flatten((args, kwargs))
-        drawn = [g for g in (*leaves, *generators) if isinstance(g, np.random.Generator)] if preserve_rng_state else []
+        used = (default_generator, *leaves, *generators) if preserve_rng_state else ()
+        drawn = [g for g in used if isinstance(g, np.random.Generator)]
         return _Segment(function, leaves, rebuild, drawn, determinism_check == "default", again).run()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinygrad_llm.autograd.backward import backward
+from tinygrad_llm.autograd.copying import Memory, array_at, place_of
 from tinygrad_llm.autograd.graph import (
     AnomalyError,
     AutogradError,
@@ -298,15 +299,16 @@ class Tensor:
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._node is not None:
             raise AutogradError("deepcopy: got the result of an op, expected a leaf; use detach() first")
-        out = self.__class__.from_array(self._array.copy())
-        out._requires_grad = self._requires_grad
+        make, state = self.__reduce_ex__(4)
+        out = make(*copy.deepcopy(state, memo))
         out.grad = copy.deepcopy(self.grad, memo)
         return out
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self._node is not None:
             raise AutogradError("pickle: got the result of an op, expected a leaf; use detach() first")
-        return _unpickled, (self.__class__, np.ascontiguousarray(self._array).reshape(self.shape), self._requires_grad)
+        return _copied, (self.__class__, self._requires_grad, getattr(self, "__dict__", None),
+                         *place_of(self._array, self._counter))
 
     # Differentiation -------------------------------------------------------------------------------------------------
 
@@ -437,8 +439,12 @@ def _check_anomaly(op: Op, args: tuple[Any, ...], out: np.ndarray) -> None:
         raise AnomalyError(f"forward of {op.name} gave {'nan' if nan else 'inf'}, called at {calling_line()}")
 
 
-def _unpickled(kind: type[Tensor], array: np.ndarray, requires_grad: bool) -> Tensor:
-    return kind.from_array(array).requires_grad_(requires_grad)
+def _copied(kind: type[Tensor], requires_grad: bool, attributes: dict[str, Any] | None, memory: Memory, *place: Any) -> Tensor:
+    out = kind.from_array(array_at(memory, *place)).requires_grad_(requires_grad)
+    out._counter = memory.version
+    if attributes:
+        vars(out).update(attributes)
+    return out
 
 
 def _note_view(result: Tensor, op: Op, args: tuple[Any, ...], options: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from tinygrad_llm.data.datasets import Dataset, Pair
 
 
 class BatchLoader:
-    """Batches of a dataset, epoch after epoch without end.
+    """Batches of a dataset, an epoch at a time or without end.
 
     dataset      has len, and batch(indices) -> (ids [B, T], targets [B, T]), int64
     batch_size   B, pairs in a batch
@@ -22,11 +22,12 @@ class BatchLoader:
     The order of epoch e is default_rng(SeedSequence(seed, spawn_key=(e,))).permutation(len(dataset)): two integers
     decide it. So a position is a few integers too, and no generator's state and no order needs saving.
 
-        for ids, targets in loader: ...              for ever
-        for ids, targets in loader.one_epoch(): ...  to the end of the epoch
-        ids, targets = next(loader)                  one batch
+        for ids, targets in loader: ...            to the end of the epoch, len(loader) batches where it stands at its start
+        for ids, targets in loader.forever(): ...  epoch after epoch
+        ids, targets = next(loader)                one batch; after the last of an epoch, the first of the next
 
-    All three move the same position. Raises TypeError or ValueError, naming the argument.
+    All three move the same position: a second `for` is the next epoch, and one that was left goes on where it was. Raises
+    TypeError or ValueError, naming the argument.
     """
 
     def __init__(
@@ -50,8 +51,11 @@ class BatchLoader:
         whole, rest = divmod(len(self.dataset), self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
-    def __iter__(self) -> BatchLoader:
-        return self
+    def __iter__(self) -> Iterator[Pair]:
+        """The batches from here to the end of this epoch: all of it, unless the loader stands inside one."""
+        epoch = self.epoch
+        while self.epoch == epoch:
+            yield next(self)
 
     def __next__(self) -> Pair:
         """(ids, targets), int64 [B, T] each. The position moves first: a state saved in a loop body is the next one."""
@@ -63,9 +67,12 @@ class BatchLoader:
         return batch
 
     def one_epoch(self) -> Iterator[Pair]:
-        """The batches from here to the end of this epoch: all of it, unless the loader stands inside one."""
-        epoch = self.epoch
-        while self.epoch == epoch:
+        """What a `for` over the loader gives."""
+        return iter(self)
+
+    def forever(self) -> Iterator[Pair]:
+        """The batches from here on, epoch after epoch without end."""
+        while True:
             yield next(self)
 
     def seek(self, epoch: int, batch: int = 0) -> None:

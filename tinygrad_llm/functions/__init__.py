@@ -36,6 +36,17 @@ from tinygrad_llm.functions.elementwise import (
 from tinygrad_llm.functions.indexing import gather, index_add, index_put, index_select, scatter_add, take_along_dim
 from tinygrad_llm.functions.methods import METHODS
 from tinygrad_llm.functions.products import addmm, baddbmm, bmm, dot, matmul, mm, mv, outer
+from tinygrad_llm.functions.random import (
+    bernoulli,
+    normal,
+    rand,
+    rand_like,
+    randint,
+    randint_like,
+    randn,
+    randn_like,
+    randperm,
+)
 from tinygrad_llm.functions.reductions import (
     amax,
     amin,
@@ -85,12 +96,12 @@ from tinygrad_llm.functions.shapes import (
 
 __all__ = [
     "METHODS", "abs", "add", "addmm", "amax", "amin", "arange", "argmax", "argmin", "as_operand", "as_tensor", "baddbmm",
-    "bmm", "broadcast_to", "cat", "chunk", "clamp", "cos", "cumsum", "diagonal", "dispatch", "div", "dot", "einsum", "erf",
-    "exp", "expand", "expm1", "flatten", "flip", "from_numpy", "full", "gather", "getitem", "index_add", "index_put",
-    "index_select", "lift", "linalg", "log", "log1p", "log_softmax", "logsumexp", "masked_fill", "matmul", "max", "maximum",
-    "mean", "min", "minimum", "mm", "movedim", "mul", "mv", "narrow", "neg", "norm", "ones", "ones_like", "outer", "permute",
-    "pow", "prod", "reciprocal", "relu", "repeat", "reshape", "result_type", "roll", "rsqrt", "scatter_add", "select",
-    "sigmoid", "sign", "sin", "softmax", "split", "sqrt", "square", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "t",
-    "take_along_dim", "tanh", "tensor", "tile", "to", "transpose", "tril", "triu", "unbind", "unsqueeze", "var", "where",
-    "zeros", "zeros_like",
+    "bernoulli", "bmm", "broadcast_to", "cat", "chunk", "clamp", "cos", "cumsum", "diagonal", "dispatch", "div", "dot",
+    "einsum", "erf", "exp", "expand", "expm1", "flatten", "flip", "from_numpy", "full", "gather", "getitem", "index_add",
+    "index_put", "index_select", "lift", "linalg", "log", "log1p", "log_softmax", "logsumexp", "masked_fill", "matmul", "max",
+    "maximum", "mean", "min", "minimum", "mm", "movedim", "mul", "mv", "narrow", "neg", "norm", "normal", "ones", "ones_like",
+    "outer", "permute", "pow", "prod", "rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm",
+    "reciprocal", "relu", "repeat", "reshape", "result_type", "roll", "rsqrt", "scatter_add", "select", "sigmoid", "sign",
+    "sin", "softmax", "split", "sqrt", "square", "squeeze", "stack", "std", "sub", "sum", "swapaxes", "t", "take_along_dim",
+    "tanh", "tensor", "tile", "to", "transpose", "tril", "triu", "unbind", "unsqueeze", "var", "where", "zeros", "zeros_like",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, inplace
-from tinygrad_llm.functions import elementwise, indexing, products, reductions, shapes, storage
+from tinygrad_llm.functions import elementwise, indexing, products, random, reductions, shapes, storage
 from tinygrad_llm.functions.base import as_operand, promoted, result_type
 from tinygrad_llm.ops import DtypeError
 from tinygrad_llm.ops.opaque import as_values
@@ -87,7 +87,7 @@ METHODS |= {  # whose arguments are not the function's
     "split": lambda self, split_size, dim=0: s.split(self, split_size, dim),
     "norm": lambda self, p="fro", dim=None, keepdim=False, dtype=None: r.norm(self, p, dim, keepdim, dtype=dtype),
 }
-METHODS |= storage.METHODS | {name: _compare(ufunc) for name, ufunc in {
+METHODS |= storage.METHODS | random.METHODS | {name: _compare(ufunc) for name, ufunc in {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}.items()}
 _INPLACE = (  # `add_` and so on, where there is an `add`
     "abs", "add", "addmm", "baddbmm", "clamp", "cos", "cumsum", "div", "erf", "exp", "expm1", "index_add", "index_put", "log",

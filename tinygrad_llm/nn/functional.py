@@ -12,6 +12,7 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor, apply, no_grad
 from tinygrad_llm.autograd import inplace as in_place
 from tinygrad_llm.autograd.modes import active_recorder
+from tinygrad_llm.autograd.randomness import chosen
 from tinygrad_llm.functions import (
     add,
     as_operand,
@@ -213,10 +214,10 @@ def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
 def dropout(
     input: Any, p: float = 0.5, training: bool = True, inplace: bool = False, *, generator: np.random.Generator | None = None
 ) -> Tensor:
-    """While training: each element is 0 with probability p, else scaled by 1/(1 − p). The mask is drawn from `generator`.
+    """While training: each element is 0 with probability p, else scaled by 1/(1 − p).   Srivastava et al. 2014
 
-    `inplace` writes the result into input. Randomness is explicit here: torch's hidden global generator has no counterpart.
-    Srivastava et al. 2014.
+    The mask is drawn from `generator`, by default the library's (tinygrad_llm.manual_seed). `inplace` writes the result into
+    input.
     """
     if not isinstance(p, numbers.Real) or not 0 <= p <= 1:
         raise ValueError(f"dropout: p: got {p!r}, expected a probability in [0, 1]")
@@ -225,11 +226,9 @@ def dropout(
     x = as_operand(input)
     if not training or p == 0:
         return x
-    if generator is None:
-        raise ValueError("dropout: generator: got None, expected a numpy.random.Generator to draw the mask from")
-    recorder = active_recorder()
-    kept = _uniform(x._array if recorder is None else recorder.lift(x._array), generator) >= p
-    return mul(x, kept.astype(x.dtype) * (1 / (1 - p) if p < 1 else 0.0))
+    like, recorder = as_values(x), active_recorder()
+    kept = _uniform(like if recorder is None else recorder.lift(like), chosen("dropout: generator", generator)) >= p
+    return mul(x, Tensor.from_array(kept.astype(x.dtype) * (1 / (1 - p) if p < 1 else 0.0)))
 
 
 @in_single
@@ -436,6 +435,9 @@ def mse_loss(
     """(input − target)², which broadcast. weight, of input's shape, multiplies it, and "mean" is then over the weights."""
     _check_reduction("mse_loss", reduction := _reduction(size_average, reduce, reduction), ("mean", "sum", "none"))
     x, y = as_array_like(input), as_array_like(target)
+    if x.shape != y.shape:
+        warnings.warn(f"mse_loss: target: got size {y.shape}, expected that of input, {x.shape}: to broadcast them will likely "
+                      "lead to incorrect results; please ensure they have the same size", stacklevel=2)
     shape = broadcast_shape("mse_loss", input=x.shape, target=y.shape)
     x, y = promoted(*[a if a.shape == shape else broadcast_to(a, shape) for a in (x, y)])
     loss = square(sub(only_floats("mse_loss", x), y))
@@ -456,7 +458,11 @@ def kl_div(
 
     reduction: "batchmean" divides the sum by the size of the first axis, "mean" by the number of elements.
     """
+    chosen_by_name = size_average is None and reduce is None
     _check_reduction("kl_div", reduction := _reduction(size_average, reduce, reduction), ("mean", "batchmean", "sum", "none"))
+    if chosen_by_name and reduction == "mean":
+        warnings.warn("kl_div: reduction: got 'mean', which divides by the number of elements, expected 'batchmean', which "
+                      "divides by the batch size, as the definition does", stacklevel=2)
     x, y = only_floats("kl_div", input), only_floats("kl_div", target)
     if log_target:
         loss = exp(y) * (y - x)

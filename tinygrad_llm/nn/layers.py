@@ -8,22 +8,56 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
+from tinygrad_llm.autograd.randomness import chosen
+from tinygrad_llm.functions.base import whole
 from tinygrad_llm.nn import functional as F
 from tinygrad_llm.nn.module import Module, Parameter
+from tinygrad_llm.ops import ShapeError
 
 
-def _generator(generator: np.random.Generator | None) -> np.random.Generator:
-    return np.random.default_rng(0) if generator is None else generator
+class PaddingError(AssertionError, ValueError):
+    """An Embedding's argument that does not fit its table (torch: AssertionError)."""
+
+
+def _empty(shape: tuple[int, ...], dtype: Any) -> Parameter:
+    return Parameter.from_array(np.empty(shape, dtype)).requires_grad_()  # type: ignore[return-value]
+
+
+def _size(name: str, argument: str, value: Any) -> int:
+    size = whole(name, argument, value)
+    if size < 0:
+        raise ShapeError(f"{name}: {argument}: got {size}, expected none below 0")
+    return size
+
+
+def _trailing(name: str, shape: Any) -> tuple[int, ...]:
+    """normalized_shape as a tuple, of an integer too."""
+    sizes = shape if isinstance(shape, tuple | list) else (shape,)
+    return tuple([_size(name, "normalized_shape", n) for n in sizes])
 
 
 class Linear(Module):
-    """y = x Wᵀ + b.   x [..., in_features] → [..., out_features];  W (out, in) and b drawn from U(−1/√in, 1/√in)"""
+    """y = x Wᵀ + b.   x [..., in_features] → [..., out_features];  W (out, in) and b drawn from U(−1/√in, 1/√in)
+
+    The numbers come from `generator`, by default from the library's (tinygrad_llm.manual_seed).
+    """
+
+    bias: Parameter | None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *,
                  generator: np.random.Generator | None = None, dtype: Any = np.float32) -> None:
-        generator, bound = _generator(generator), 1 / math.sqrt(in_features)
-        self.weight = Parameter(generator.uniform(-bound, bound, (out_features, in_features)), dtype=dtype)
-        self.bias = Parameter(generator.uniform(-bound, bound, out_features), dtype=dtype) if bias else None
+        self.in_features = _size("Linear", "in_features", in_features)
+        self.out_features = _size("Linear", "out_features", out_features)
+        self.weight = _empty((self.out_features, self.in_features), dtype)
+        self.register_parameter("bias", _empty((self.out_features,), dtype) if bias else None)
+        self.reset_parameters(generator)
+
+    def reset_parameters(self, generator: np.random.Generator | None = None) -> None:
+        """Draw the initial values again."""
+        generator, bound = chosen("Linear: generator", generator), 1 / math.sqrt(self.in_features or math.inf)
+        for p in (self.weight, self.bias):
+            if p is not None:
+                p.detach().copy_(generator.uniform(-bound, bound, p.shape))
 
     def forward(self, input: Any) -> Tensor:
         """[..., in] → [..., out]"""
@@ -33,33 +67,84 @@ class Linear(Module):
 class Embedding(Module):
     """Row i of weight for id i.   ids int [...] → [..., embedding_dim];  weight drawn from N(0, 1)
 
-    The row padding_idx is zero at first, and has no gradient.
+    padding_idx   this row is zero at first, and has no gradient; it may count from the end
+    max_norm, norm_type, scale_grad_by_freq   as in nn.functional.embedding
+    _weight, _freeze   the table itself, and whether it is not trained: see from_pretrained
+
+    The numbers come from `generator`, by default from the library's. Errors: PaddingError, an AssertionError and a ValueError.
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, *,
-                 generator: np.random.Generator | None = None, dtype: Any = np.float32) -> None:
-        self.padding_idx = padding_idx
-        weight = _generator(generator).standard_normal((num_embeddings, embedding_dim))
-        if padding_idx is not None:
-            weight[padding_idx] = 0
-        self.weight = Parameter(weight, dtype=dtype)
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, max_norm: float | None = None,
+        norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False, _weight: Any = None,
+        _freeze: bool = False, *, generator: np.random.Generator | None = None, dtype: Any = np.float32,
+    ) -> None:
+        if sparse:
+            raise ValueError("Embedding: sparse: got True, expected False: a gradient is an array here")
+        self.num_embeddings = n = _size("Embedding", "num_embeddings", num_embeddings)
+        self.embedding_dim = _size("Embedding", "embedding_dim", embedding_dim)
+        if padding_idx is not None and not -n <= whole("Embedding", "padding_idx", padding_idx) < n:
+            raise PaddingError(f"Embedding: padding_idx: got {padding_idx}, expected {-n} to {n - 1}")
+        self.padding_idx = None if padding_idx is None else padding_idx % n
+        self.max_norm, self.norm_type, self.scale_grad_by_freq = max_norm, norm_type, scale_grad_by_freq
+        if _weight is not None and np.shape(_weight) != (n, self.embedding_dim):
+            raise PaddingError(f"Embedding: _weight: got shape {np.shape(_weight)}, expected {(n, self.embedding_dim)}")
+        self.weight = _empty((n, self.embedding_dim), dtype) if _weight is None else Parameter(_weight)
+        self.weight.requires_grad_(not _freeze)
+        if _weight is None:
+            self.reset_parameters(generator)
+
+    @classmethod
+    def from_pretrained(
+        cls, embeddings: Any, freeze: bool = True, padding_idx: int | None = None, max_norm: float | None = None,
+        norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+    ) -> Embedding:
+        """An Embedding with a copy of this table [V, d], which is trained only with freeze=False."""
+        if np.ndim(embeddings) != 2:
+            raise PaddingError(f"Embedding: embeddings: got shape {np.shape(embeddings)}, expected 2 axes")
+        rows, width = np.shape(embeddings)
+        return cls(rows, width, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, embeddings, freeze)
+
+    def reset_parameters(self, generator: np.random.Generator | None = None) -> None:
+        """Draw the initial values again."""
+        weight = chosen("Embedding: generator", generator).standard_normal(self.weight.shape)
+        if self.padding_idx is not None:
+            weight[self.padding_idx] = 0
+        self.weight.detach().copy_(weight)
 
     def forward(self, input: Any) -> Tensor:
         """int [...] → [..., embedding_dim]"""
-        return F.embedding(input, self.weight, self.padding_idx)
+        return F.embedding(input, self.weight, self.padding_idx, self.max_norm, self.norm_type, self.scale_grad_by_freq)
 
 
 class LayerNorm(Module):
-    """weight · (x − E[x]) / √(Var[x] + eps) + bias over the last axis;  weight = 1, bias = 0 at first"""
+    """weight · (x − E[x]) / √(Var[x] + eps) + bias over the last axes;  weight = 1, bias = 0 at first
 
-    def __init__(self, normalized_shape: int, eps: float = 1e-5, bias: bool = True, *, dtype: Any = np.float32) -> None:
-        self.eps = eps
-        self.weight = Parameter(np.ones(normalized_shape), dtype=dtype)
-        self.bias = Parameter(np.zeros(normalized_shape), dtype=dtype) if bias else None
+    Without elementwise_affine there is neither weight nor bias.
+    """
+
+    weight: Parameter | None
+    bias: Parameter | None
+
+    def __init__(
+        self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True, *,
+        dtype: Any = np.float32,
+    ) -> None:
+        self.normalized_shape = _trailing("LayerNorm", normalized_shape)
+        self.eps, self.elementwise_affine = eps, elementwise_affine
+        self.register_parameter("weight", _empty(self.normalized_shape, dtype) if elementwise_affine else None)
+        self.register_parameter("bias", _empty(self.normalized_shape, dtype) if elementwise_affine and bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight 1 and bias 0 again."""
+        for p, value in ((self.weight, 1.0), (self.bias, 0.0)):
+            if p is not None:
+                p.detach().fill_(value)
 
     def forward(self, input: Any) -> Tensor:
         """[..., d] → [..., d]"""
-        return F.layer_norm(input, self.weight.shape, self.weight, self.bias, self.eps)
+        return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}"
@@ -68,11 +153,19 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     """weight · x / √(E[x²] + eps) over the last axes;  weight = 1 at first, eps by default that of the dtype"""
 
+    weight: Parameter | None
+
     def __init__(self, normalized_shape: int | tuple[int, ...], eps: float | None = None, elementwise_affine: bool = True, *,
                  dtype: Any = np.float32) -> None:
-        self.normalized_shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-        self.eps = eps
-        self.weight = Parameter(np.ones(self.normalized_shape), dtype=dtype) if elementwise_affine else None
+        self.normalized_shape = _trailing("RMSNorm", normalized_shape)
+        self.eps, self.elementwise_affine = eps, elementwise_affine
+        self.register_parameter("weight", _empty(self.normalized_shape, dtype) if elementwise_affine else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weight 1 again."""
+        if self.weight is not None:
+            self.weight.detach().fill_(1.0)
 
     def forward(self, input: Any) -> Tensor:
         """[..., d] → [..., d]"""
@@ -119,12 +212,16 @@ class SiLU(Module):
 
 
 class Dropout(Module):
-    """While training, zero each element with probability p and scale the rest by 1/(1 − p)."""
+    """While training, zero each element with probability p and scale the rest by 1/(1 − p).
+
+    The mask is drawn from `generator`; without one from the library's, which copies of the module share.
+    """
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: np.random.Generator | None = None) -> None:
-        if not 0 <= p <= 1:
-            raise ValueError(f"Dropout: p: got {p}, expected a probability in [0, 1]")
-        self.p, self.inplace, self.generator = p, inplace, _generator(generator)
+        if not isinstance(p, int | float | np.number) or not 0 <= p <= 1:
+            raise ValueError(f"Dropout: p: got {p!r}, expected a probability in [0, 1]")
+        chosen("Dropout: generator", generator)
+        self.p, self.inplace, self.generator = p, inplace, generator
 
     def forward(self, input: Any) -> Tensor:
         """[...] → [...]"""

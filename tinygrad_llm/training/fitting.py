@@ -79,7 +79,7 @@ class Fitting:
 
     def __init__(self, trainer: Trainer, batches: Iterable[Batch], options: Options) -> None:
         self.trainer, self.options = trainer, options
-        self.batches: Any = iter(batches)
+        self.batches: Any = batches if hasattr(batches, "__next__") else iter(batches)  # a BatchLoader's next() has no end
         self.losses: list[float] = []
         self.tokens, self.seconds = 0, 0.0
         self.evaluation: Evaluation | None = None

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.optim import CHUNK, MOMENTS, AdamW, descend
+from tinygrad_llm.optim import CHUNK, MOMENTS, AdamW, descend, norm_squared, pieces_of
 from tinygrad_llm.training.memory import ALIGNMENT, SharedMemory
 
 APART = 2**24
@@ -145,8 +145,7 @@ class Flat:
 
     def norm_squared(self, rank: int) -> float:
         """‖gradient‖² on the slice of worker `rank`."""
-        pieces = self._once(("pieces", rank), lambda: list(self._pieces(rank)))
-        return sum(map(float, map(np.ndarray.dot, pieces, pieces)))
+        return norm_squared(self._once(("pieces", rank), lambda: pieces_of(self._pieces(rank))))
 
     def update(self, rank: int, runs: Iterable[Run], scale: float) -> None:
         """AdamW on the slice of worker `rank`, with `scale` times the gradient."""
@@ -207,7 +206,7 @@ class Lodging:
                 p._array = view
         known = self.optimizer.state, len(self.optimizer.state)
         if known[0] is not self.known[0] or known[1] != self.known[1]:
-            self.known, self.states = known, [self.optimizer.state.get(id(p)) for p in self.parameters[: self.layout.trained]]
+            self.known, self.states = known, [self.optimizer.state.get(p) for p in self.parameters[: self.layout.trained]]
             self.held = [(state, *moment) for state, views in zip(self.states, self.views) if state for moment in views]
         for state, name, view in self.held:
             if state.get(name, view) is not view:
@@ -247,7 +246,7 @@ class Lodging:
         """The state of a parameter, with what AdamW needs the first time."""
         state = self.states[i]
         if state is None:
-            state = self.states[i] = self.optimizer.state[id(self.parameters[i])] = {"step": 0}
+            state = self.states[i] = self.optimizer.state[self.parameters[i]] = {"step": 0}
         for name, view in self.views[i]:
             if name not in state and (name != MOMENTS[2] or self.owners[i]["amsgrad"]):
                 view.fill(0)

@@ -23,12 +23,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tinygrad_llm.autograd import default_generator
 from tinygrad_llm.checkpoint import CheckpointError, CheckpointFolder, Loaded, load_checkpoint
 from tinygrad_llm.data import PairDataset, SequenceDataset, Tokenizer, tokenizer_from_dict
 from tinygrad_llm.model import Transformer, TransformerConfig
 from tinygrad_llm.nn import Module
 
 HASHED_AT_ONCE = 1 << 20  # tokens
+LIBRARY = "(library)"  # no name of an attribute
 
 
 class LoadedModel(NamedTuple):
@@ -104,18 +106,21 @@ def restore(trainer: Any, batches: Any, tensors: Mapping[str, np.ndarray], run: 
         trainer.schedule.load_state_dict(run["schedule"])
     batches.load_state_dict(run["batches"])
     for name, generator in generators(trainer.model):
-        generator.bit_generator.state = run["generators"][name]
+        if name != LIBRARY or name in run["generators"]:  # runs from before it was saved have none
+            generator.bit_generator.state = run["generators"][name]
     trainer.steps_done = step
 
 
 def generators(model: Module) -> Iterator[tuple[str, np.random.Generator]]:
-    """Every random generator that a module holds, once, under the first name it is found by."""
-    seen: set[int] = set()
+    """Every random generator that a step may draw from, once: those that modules hold, under the first name they are found by,
+    and the library's, from which modules draw that hold none."""
+    seen: set[int] = {id(default_generator)}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if isinstance(value, np.random.Generator) and id(value) not in seen:
                 seen.add(id(value))
                 yield f"{path}.{name}" if path else name, value
+    yield LIBRARY, default_generator
 
 
 # What must be the same to go on ---------------------------------------------------------------------------------------

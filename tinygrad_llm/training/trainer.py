@@ -196,7 +196,7 @@ class Trainer:
         return loss.item() * (1.0 if weight is None else weight)
 
     def _clip(self) -> float:
-        norm = clip_grad_norm_(self._parameters(), self.grad_clip or math.inf)
+        norm = float(clip_grad_norm_(self._parameters(), self.grad_clip or math.inf))
         self._refuse_nonfinite("gradient norm", norm)
         return norm
 
