@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.autograd.transforms import grad, grad_and_value, hessian, hvp, jacfwd, jacrev, jvp, value_and_grad, vjp
+from tinygrad_llm.autograd.functional import hvp
+from tinygrad_llm.autograd.transforms import grad, grad_and_value, hessian, jacfwd, jacrev, jvp, value_and_grad, vjp
 from tinygrad_llm.nn import Module
 
 __all__ = [

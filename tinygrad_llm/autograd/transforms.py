@@ -101,23 +101,6 @@ def hessian(func: Function, argnums: Argnums = 0) -> Function:
     return jacrev(jacrev(func, argnums), argnums)
 
 
-def hvp(func: Function, inputs: Any, v: Any = None, create_graph: bool = False) -> tuple[Any, Any]:
-    """(func(*inputs), H · v), H the Hessian of a func that returns one element; torch.autograd.functional.hvp.
-
-    inputs and v are a tensor or a tuple of tensors, and so is H · v. v may be left out for a single element. H is
-    symmetric, so H · v is the gradient of ⟨∇func, v⟩: two backwards. create_graph lets the results be differentiated.
-    """
-    xs = inputs if isinstance(inputs, tuple) else (inputs,)
-    if v is None and (len(xs) != 1 or xs[0].size != 1):
-        raise AutogradError("hvp: v: got None, expected a vector in the form of inputs (it is implied for one element only)")
-    vs = [np.ones(xs[0].shape, xs[0].dtype)] if v is None else v if isinstance(v, tuple) else (v,)
-    both = grad_and_value(func, tuple(range(len(xs))))
-    _, pull, value = vjp(lambda *x: both(*x), *xs, has_aux=True)
-    product = pull(tuple(vs))
-    value, product = (value, product) if create_graph else tree_map(Tensor.detach, (value, product))
-    return value, product if isinstance(inputs, tuple) else product[0]
-
-
 def _gradient_and_value(who: str, func: Function, argnums: Argnums, has_aux: bool, args: Any, kwargs: Any) -> tuple[Any, Any]:
     call = _Call(who, func, argnums, args, kwargs, has_aux)
     if not isinstance(call.out, Tensor) or call.out.size != 1:
