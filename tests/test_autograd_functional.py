@@ -1,5 +1,6 @@
 """torch.autograd.functional: the same functions at the same points in both libraries: values, forms, flags and refusals."""
 
+import functools
 import inspect
 import itertools
 
@@ -78,7 +79,8 @@ def world(seed, requires_grad, shape=(3,)):
 def test_the_signatures_are_torchs():
     for name in NAMES:
         mine, theirs = (inspect.signature(getattr(lib, name)) for lib in (functional, torch.autograd.functional))
-        assert [(p.name, p.default) for p in mine.parameters.values()] == [(p.name, p.default) for p in theirs.parameters.values()]
+        assert [str(p).split(":")[0] for p in mine.parameters.values()] == list(theirs.parameters)
+        assert [p.default for p in mine.parameters.values()] == [p.default for p in theirs.parameters.values()]
 
 
 @pytest.mark.parametrize("name", ["vhp", "hvp", "hessian"])
@@ -142,9 +144,9 @@ def test_column_by_column(seed, several):
     """strategy "forward-mode", with vectorize."""
     (x, y, *_), (t, u, *_) = world(seed, False)
     for f in VECTOR.values():
-        args = ((x, y), (t, u), f) if several else (x, t, None)
-        mine = functional.jacobian(f if several else (lambda x: f(x, y)), args[0], vectorize=True, strategy="forward-mode")
-        same(mine, torch.autograd.functional.jacobian(f if several else (lambda x: f(x, u)), args[1], vectorize=True))
+        of_x, of_t = (f, f) if several else (functools.partial(f, y=y), functools.partial(f, y=u))
+        same(functional.jacobian(of_x, (x, y) if several else x, vectorize=True, strategy="forward-mode"),
+             torch.autograd.functional.jacobian(of_t, (t, u) if several else t))
     for f in SCALAR.values():
         same(functional.hessian(f, (x, y), vectorize=True, outer_jacobian_strategy="forward-mode"),
              torch.autograd.functional.hessian(f, (t, u)))
@@ -210,7 +212,7 @@ REFUSED = {
 def test_refusals_are_of_torchs_class(call):
     with pytest.raises((RuntimeError, TypeError, AssertionError, NotImplementedError)) as theirs:
         call(torch.autograd.functional, torch.tensor(X), torch.tensor([1, 2]))
-    with pytest.raises(theirs.type, match="got .* expected") as mine:
+    with pytest.raises(theirs.type, match=r"got .* expected") as mine:
         call(functional, Tensor(X), ours.tensor([1, 2]))
     assert "\n" not in str(mine.value)
 

@@ -7,11 +7,13 @@ from typing import Any
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.functional import hvp
-from tinygrad_llm.autograd.transforms import grad, grad_and_value, hessian, jacfwd, jacrev, jvp, value_and_grad, vjp
+from tinygrad_llm.autograd.transforms import grad, grad_and_value, hessian, jacfwd, jacrev, jvp, linearize, value_and_grad, vjp
+from tinygrad_llm.autograd.vectorizing import vmap
 from tinygrad_llm.nn import Module
 
 __all__ = [
-    "functional_call", "grad", "grad_and_value", "hessian", "hvp", "jacfwd", "jacrev", "jvp", "value_and_grad", "vjp",
+    "functional_call", "grad", "grad_and_value", "hessian", "hvp", "jacfwd", "jacrev", "jvp", "linearize", "value_and_grad",
+    "vjp", "vmap",
 ]
 
 

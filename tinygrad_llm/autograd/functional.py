@@ -160,7 +160,7 @@ class _Point:
         """One for each output, in the form of the output."""
         return tuple([self.kept(g) for g in found]) if self.several_out else self.kept(found[0])
 
-    def kept(self, t: Tensor) -> Tensor:
+    def kept(self, t: Any) -> Tensor:
         """A result as the caller gets it."""
         return t if self.create_graph else t.detach()
 

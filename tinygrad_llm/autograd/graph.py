@@ -111,5 +111,5 @@ def root(array: Any) -> Any:
 
 def _versions(saved: list[Any], tensors: tuple[Any, ...]) -> tuple[tuple[Version, int], ...]:
     """(version, count now) of each of the tensors whose memory the vjp closes over."""
-    roots = {id(root(a)) for a in saved if isinstance(a, np.ndarray)}
+    roots = {id(root(a)) for a in saved if not isinstance(a, np.generic)}
     return tuple([(t._version, t._version.count) for t in tensors if hasattr(t, "_version") and id(root(t._array)) in roots])

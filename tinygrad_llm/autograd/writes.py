@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm.autograd.batching import at, check_level
 from tinygrad_llm.autograd.graph import WriteError
 from tinygrad_llm.autograd.modes import check_write, is_grad_enabled, no_grad
 from tinygrad_llm.autograd.tensor import Tensor, apply, unwrap_index
@@ -182,7 +183,9 @@ def setitem(self: Tensor, index: Any, value: Any) -> None:
 
 
 def _assign(self: Tensor, index: Any, value: Any) -> None:
-    array = np.asarray(value._array if isinstance(value, Tensor) else value).astype(self.dtype, copy=False)
+    array = as_values(value).astype(self.dtype, copy=False)
+    check_level(self._array, index)
+    check_level(self._array, array)
     _trimmed("setitem", array.shape, _index("setitem", self._array, index).shape)
     self._array[index] = array
 
@@ -198,14 +201,14 @@ def _trimmed(name: str, shape: tuple[int, ...], target: tuple[int, ...]) -> tupl
 
 def _index(name: str, array: np.ndarray, index: Any) -> Any:
     try:
-        return np.asarray(array[index])
+        return as_values(at(array, index))
     except IndexError as error:
         raise IndexRangeError(f"{name}: index: got {index!r} for shape {array.shape}, expected one inside: {error}") from None
 
 
 def copy_(self: Tensor, source: Any) -> Tensor:
     """Write the values of source, broadcast and cast within their kind (floats to floats), into this tensor."""
-    dtype = np.asarray(source).dtype
+    dtype = as_values(source).dtype
     if not np.can_cast(dtype, self.dtype, "same_kind"):
         raise DtypeError(f"copy_: got a source of dtype {dtype}, expected one that {self.dtype} can hold")
     return _fill("copy_", self, source)
@@ -227,7 +230,7 @@ def _fill(name: str, self: Tensor, value: Any) -> Tensor:
     _check_memory(name, self)
     if _is_recorded(self, (value,)):
         return _set(name, self, np.arange(self.size).reshape(self.shape), value)
-    array = np.asarray(value)
+    array = as_values(value)
     np.copyto(self._array, array.reshape(_trimmed(name, array.shape, self.shape)), casting="unsafe")
     self._version.count += 1
     return self

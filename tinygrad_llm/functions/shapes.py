@@ -26,6 +26,7 @@ from tinygrad_llm.functions.base import (
 from tinygrad_llm.functions.elementwise import where
 from tinygrad_llm.ops import IndexRangeError, ShapeError
 from tinygrad_llm.ops import shape as moves
+from tinygrad_llm.ops.opaque import as_values
 from tinygrad_llm.ops.reduce import axes_of
 
 
@@ -41,7 +42,7 @@ def reshape(input: Any, shape: Any) -> Tensor:
 def view(input: Any, size: Any) -> Tensor:
     """reshape, where no element needs to move: the result shares input's memory. Errors: ShapeError where it cannot."""
     out = reshape(input, size)
-    if not np.may_share_memory(np.asarray(out), np.asarray(input)) and np.size(out):
+    if not np.may_share_memory(as_values(out), as_values(input)) and np.size(out):
         raise ShapeError(f"view: size: got {size} for shape {input.shape} in memory of another order, expected one that is a "
                          "view of it; use reshape()")
     return out

@@ -10,6 +10,7 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.functions import create, elementwise, reductions, shapes
 from tinygrad_llm.functions.base import axis_of, to
+from tinygrad_llm.ops.opaque import as_values
 
 CASTS = {"double": np.float64, "float": np.float32, "half": np.float16, "long": np.int64, "int": np.int32, "short": np.int16,
          "char": np.int8, "byte": np.uint8, "bool": np.bool_}
@@ -86,18 +87,18 @@ def masked_select(self: Tensor, mask: Any) -> Tensor:
 
 def _constant(function: Any) -> Callable[..., Tensor]:
     """A NumPy function without derivative, of arrays, as a method."""
-    return lambda self, *args, **options: Tensor.from_array(np.asarray(function(np.asarray(self), *args, **options)))
+    return lambda self, *args, **options: Tensor.from_array(as_values(function(as_values(self), *args, **options)))
 
 
 def _truth(function: Any) -> Callable[..., Tensor]:
     def method(self: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-        return Tensor.from_array(np.asarray(function(np.asarray(self), axis=dim, keepdims=keepdim)))
+        return Tensor.from_array(as_values(function(as_values(self), axis=dim, keepdims=keepdim)))
 
     return method
 
 
 def _rounded(function: Any) -> Callable[[Tensor], Tensor]:
-    return lambda self: elementwise.without_slope(function(np.asarray(self)), self)
+    return lambda self: elementwise.without_slope(function(as_values(self)), self)
 
 
 METHODS: dict[str, Any] = {

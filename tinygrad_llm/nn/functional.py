@@ -221,7 +221,7 @@ def dropout(
     if generator is None:
         raise ValueError("dropout: generator: got None, expected a numpy.random.Generator to draw the mask from")
     recorder = active_recorder()
-    kept = _uniform(x._array if recorder is None else recorder.lift(x._array), generator) >= p
+    kept = _uniform(x._array if recorder is None else recorder.for_drawing(x._array), generator) >= p
     return mul(x, kept.astype(x.dtype) * (1 / (1 - p) if p < 1 else 0.0))
 
 
