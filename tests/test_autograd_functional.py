@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import tinygrad_llm as ours
 from tinygrad_llm.autograd import AutogradError, Tensor, functional, no_grad
+from tinygrad_llm.autograd.rows import gradients_of_rows
 
 few = settings(max_examples=max(5, settings.default.max_examples // 5))
 NAMES = ("vjp", "jvp", "vhp", "hvp", "jacobian", "hessian")
@@ -178,6 +179,51 @@ def test_a_vector_that_requires_grad_is_differentiated_through():
             v.grad = None
             getattr(lib, name)(f, x, v, create_graph=True)[1].sum().backward()
             assert v.grad.tolist() == slope
+
+
+# A batch of cotangents ------------------------------------------------------------------------------------------------
+
+
+def rows_in_torch(outputs, inputs, rows, **options):
+    return torch.autograd.grad(outputs, inputs, rows, is_grads_batched=True, **options)
+
+
+@few
+@given(seed=st.integers(0, 2**32 - 1), create=st.booleans(), n=st.integers(1, 4))
+def test_gradients_of_rows_of_cotangents(seed, create, n):
+    def run(make, rows_of):
+        rng = np.random.default_rng(seed)
+        x, y, unused = (make(a, requires_grad=True) for a in rng.standard_normal((3, 2, 3)))
+        outs = [x.sin() * y, (x * x).sum(1)]
+        rows = [make(rng.standard_normal((n, *o.shape)), requires_grad=create) for o in outs]
+        found = rows_of(outs, [x, y, unused], rows, create_graph=create, allow_unused=True)
+        if create:
+            sum((g * g).sum() for g in found if g is not None).backward()
+        return [*found, *([x.grad, y.grad, rows[0].grad] if create else [])]
+
+    mine = run(ours.tensor, functools.partial(gradients_of_rows, ours.autograd.grad))
+    for a, b in zip(mine, run(torch.tensor, rows_in_torch), strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            same(a, b)
+
+
+def test_rows_of_cotangents_leave_the_graph_only_where_asked():
+    mine = functools.partial(gradients_of_rows, ours.autograd.grad)
+    for make, rows_of in ((ours.tensor, mine), (torch.tensor, rows_in_torch)):
+        x = make(X, requires_grad=True)
+        y, rows = x.exp(), make(np.eye(2))
+        assert [g.tolist() for g in rows_of(y, x, rows, retain_graph=True)] == [np.diag(np.exp(X)).tolist()]
+        rows_of(y, x, rows)
+        with pytest.raises(RuntimeError):
+            rows_of(y, x, rows)
+        unused = make(X, requires_grad=True)
+        assert rows_of(x * 2, [x, unused], rows, materialize_grads=True)[1].tolist() == [0.0, 0.0]
+        for wrong, kind in ((rows[0], RuntimeError), (None, ValueError), ([rows, rows[:1]], ValueError)):
+            with pytest.raises(kind):
+                rows_of([x * 2, x * 3] if isinstance(wrong, list) else (x * 2).sum() if wrong is None else x * 2, x, wrong)
+        with pytest.raises(RuntimeError):
+            rows_of(x * 2, [x, unused], rows)
 
 
 X = np.array([1.0, 2.0])

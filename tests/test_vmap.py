@@ -42,7 +42,7 @@ def vmapped(f, xs, which):
 
 
 def with_gradients(run, f, arrays, which, seed):
-    """Outputs, the gradients of all arrays through them, each example's own gradients of Σ f², and the gradients through these."""
+    """Outputs, the gradients of all arrays through them, gradients of Σ f² for each example, and gradients through these."""
     xs, rng = [Tensor(a, True) for a in arrays], np.random.default_rng(seed)
     outs = run(f, xs, which)
     pairs = [(o, rng.standard_normal(o.shape).astype(o.dtype)) for o in outs if o.requires_grad]
@@ -226,18 +226,19 @@ def test_programs_give_what_torch_gives(program, seed):
 
 def test_an_ensemble_of_modules():
     models = [Linear(3, 2, dtype=np.float64) for _ in range(4)]
-    names = [name for name, _ in models[0].named_parameters()]
-    stacked = {n: np.stack([dict(m.named_parameters())[n] for m in models]) for n in names}
+    stacked, _ = func.stack_module_state(models)
     x = Tensor(np.random.default_rng(0).standard_normal((5, 3)))
     run = lambda p, x: func.functional_call(models[0], p, (x,))  # noqa: E731
     out = func.vmap(run, (0, None))(stacked, x)
     np.testing.assert_allclose(out.detach().numpy(), np.stack([m(x).detach().numpy() for m in models]))
-    out.square().sum().backward(inputs=[dict(models[0].named_parameters())["weight"]])
-    model = models[0]
-    model.weight.grad = None
-    (model(x) ** 2).sum().backward()
+    out.square().sum().backward()
+    for k, model in enumerate(models):
+        model(x).square().sum().backward()
+        np.testing.assert_allclose(stacked["weight"].grad.numpy()[k], model.weight.grad.numpy())
+    with pytest.raises(AutogradError, match="stack_module_state: models: got 2 of 2 kinds"):
+        func.stack_module_state([models[0], Linear(2, 2)])
     per_example = func.vmap(func.grad(lambda p, x: (run(p, x) ** 2).sum()), (None, 0))(dict(model.named_parameters()), x)
-    np.testing.assert_allclose(per_example["weight"].detach().numpy().sum(0), model.weight.grad.numpy())
+    np.testing.assert_allclose(per_example["weight"].detach().numpy().sum(0), model.weight.grad.numpy(), rtol=1e-12)
 
 
 # Randomness, memory ---------------------------------------------------------------------------------------------------
