@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import tinygrad_llm as ours
 from tinygrad_llm import func
-from tinygrad_llm.autograd import AutogradError, Tensor, grad, no_grad
+from tinygrad_llm.autograd import AutogradError, Tensor, functional, grad, no_grad
+from tinygrad_llm.capture import compile
 from tinygrad_llm.nn import Linear
 
 few = settings(max_examples=max(4, settings.default.max_examples // 10))
@@ -239,6 +240,22 @@ def test_an_ensemble_of_modules():
         func.stack_module_state([models[0], Linear(2, 2)])
     per_example = func.vmap(func.grad(lambda p, x: (run(p, x) ** 2).sum()), (None, 0))(dict(model.named_parameters()), x)
     np.testing.assert_allclose(per_example["weight"].detach().numpy().sum(0), model.weight.grad.numpy(), rtol=1e-12)
+
+
+def test_capture_and_vmap():
+    """A compiled function is vmapped as it is; a function with vmap inside runs without capture, and says why."""
+    x = ours.tensor(np.arange(6.0).reshape(2, 3))
+    assert func.vmap(compile(lambda x: x * x.sum()))(x).tolist() == [[0, 3, 6], [36, 48, 60]]
+    with pytest.warns(RuntimeWarning, match="vmap: got a function that is being recorded"):
+        assert compile(func.vmap(lambda x: x * x.sum()))(x).tolist() == [[0, 3, 6], [36, 48, 60]]
+
+
+def test_derivatives_of_autograd_functional_inside():
+    x = ours.tensor(np.arange(6.0).reshape(2, 3))
+    f = lambda t: (t**3).sum()  # noqa: E731
+    expected = np.stack([np.diag(6 * row) for row in x.numpy()])
+    assert func.vmap(lambda x: functional.hvp(f, x, x)[1])(x).tolist() == (6 * x * x).tolist()
+    assert func.vmap(lambda x: functional.hessian(f, x))(x).tolist() == expected.tolist()
 
 
 # Randomness, memory ---------------------------------------------------------------------------------------------------
