@@ -175,6 +175,13 @@ def zeros_with_a_graph(m):
     return [d, d2, d3]
 
 
+def batched_cotangents(m):
+    x = leaf(m)
+    y, v = x * x, m.tensor(np.eye(3))
+    g, h = m.autograd.grad((y, y.sum()), (x, y), (v, m.tensor(np.arange(3.0))), is_grads_batched=True, create_graph=True)
+    return [g, h, *m.autograd.grad(g.sum(), x)]
+
+
 def penalty_of_piecewise_linear(m):
     x, w = leaf(m), leaf(m, [2.0, -1.0, 0.5])
     found = []
@@ -201,7 +208,7 @@ def writes_to_frozen_partners(m):
 
 PROGRAMS = [kept_gradient, flat_buffer, zeroed, gradient_with_a_graph, frozen_later, forgotten, transposed, data_in_a_cell,
             data_of_other_shape_and_dtype, accumulated_hooks, node_hooks, hooks_of_several, edges, called_node,
-            losses_of_one_trunk, zeros_with_a_graph, penalty_of_piecewise_linear, writes_to_frozen_partners]
+            losses_of_one_trunk, zeros_with_a_graph, batched_cotangents, penalty_of_piecewise_linear, writes_to_frozen_partners]
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=[p.__name__ for p in PROGRAMS])
@@ -210,6 +217,7 @@ def test_is_torchs(program):
     assert noted(program(tg)) == noted(program(torch))
 
 
+NEITHER = {"allow_unused": False, "materialize_grads": True}
 REFUSED = {
     "a number": (lambda x: setattr(x, "grad", 0), TypeError, "grad: got a int"),
     "an array": (lambda x: setattr(x, "grad", np.zeros(3)), TypeError, "grad: got a ndarray"),
@@ -229,7 +237,7 @@ REFUSED = {
     "mode": (lambda x: graph.register_multi_grad_hook((x,), print, mode="some"), ValueError, "mode: got 'some'"),
     "no inputs": (lambda x: tg.grad(x.sum(), []), AutogradError, "inputs: got none"),
     "no tensors": (lambda x: tg.grad(x.sum(), {"x": x}), TypeError, r"inputs\[0\]: got a str"),
-    "unused": (lambda x: tg.grad(x.sum(), x, None, None, False, False, True), ValueError, "allow_unused: got False"),
+    "unused": (lambda x: tg.grad(x.sum(), x, **NEITHER), ValueError, "allow_unused: got False"),
 }
 
 

@@ -5,14 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.autograd.transforms import grad, grad_and_value, hessian, hvp, jacfwd, jacrev, jvp, value_and_grad, vjp
+import numpy as np
+
+from tinygrad_llm.autograd import AutogradError, Tensor
+from tinygrad_llm.autograd.functional import hvp
+from tinygrad_llm.autograd.transforms import grad, grad_and_value, hessian, jacfwd, jacrev, jvp, linearize, value_and_grad, vjp
+from tinygrad_llm.autograd.vectorizing import vmap
 from tinygrad_llm.nn import Module
 from tinygrad_llm.ops import ShapeError
 
 __all__ = [
-    "functional_call", "grad", "grad_and_value", "hessian", "hvp", "jacfwd", "jacrev", "jvp", "value_and_grad", "vjp",
+    "functional_call", "grad", "grad_and_value", "hessian", "hvp", "jacfwd", "jacrev", "jvp", "linearize",
+    "stack_module_state", "value_and_grad", "vjp", "vmap",
 ]
+
+
+def stack_module_state(models: Sequence[Module]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(parameters, buffers) of modules of one kind, each stacked under its name along a new first axis: for vmap over models.
+
+    The parameters are new leaves; modules have no buffers here. Errors: AutogradError for none, for modules of different
+    classes or parameters, and where some are in training and some are not.
+    """
+    kinds = {(type(model), model.training, tuple((n, p.shape) for n, p in model.named_parameters())) for model in models}
+    if len(kinds) != 1:
+        raise AutogradError(f"stack_module_state: models: got {len(models)} of {len(kinds)} kinds, expected at least one, all "
+                            "of one class, with parameters of the same shapes, and all in training or none")
+    each = [dict(model.named_parameters()) for model in models]
+    return {name: Tensor.of(np.stack([p[name].numpy() for p in each]), first.requires_grad) for name, first in each[0].items()}, {}
 
 
 def functional_call(

@@ -20,6 +20,7 @@ from tinygrad_llm.autograd.graph import AccumulateGrad, GradientEdge, Node
 from tinygrad_llm.autograd.hooks import run_accumulated, run_hooks, run_node_hooks, walks
 from tinygrad_llm.autograd.leaves import accumulate, copied
 from tinygrad_llm.autograd.modes import is_anomaly_check_nan_enabled, set_grad_enabled
+from tinygrad_llm.autograd.rows import gradients_of_rows
 from tinygrad_llm.ops import Op
 from tinygrad_llm.ops.opaque import as_values
 
@@ -52,14 +53,20 @@ def backward(
 
 def grad(
     outputs: Tensor | Sequence[Tensor], inputs: Tensor | Sequence[Tensor], grad_outputs: Any = None,
-    retain_graph: bool | None = None, create_graph: bool = False, allow_unused: bool | None = None,
-    materialize_grads: bool = False,
+    retain_graph: bool | None = None, create_graph: bool = False, only_inputs: bool = True,
+    allow_unused: bool | None = None, is_grads_batched: bool = False, materialize_grads: bool = False,
 ) -> tuple[Tensor | None, ...]:
     """The gradients of Σ⟨grad_output, output⟩ with respect to inputs, leaves or not, without touching `.grad`.
 
     Shapes are those of the inputs. torch.autograd.grad's arguments: an input that the outputs do not depend on gives None
-    where allow_unused, zeros where materialize_grads. Errors: AutogradError for such an input otherwise, and for no inputs.
+    where allow_unused, zeros where materialize_grads. is_grads_batched: grad_outputs are several cotangents along a first axis,
+    and so are the gradients. Errors: AutogradError for such an input otherwise, and for no inputs.
     """
+    if not only_inputs:
+        raise AutogradError("grad: only_inputs: got False, expected True; backward() is for all leaves")
+    if is_grads_batched:
+        return gradients_of_rows(
+            grad, outputs, inputs, grad_outputs, retain_graph, create_graph, allow_unused, materialize_grads)
     outputs, inputs = _as_list(outputs, 1), _as_list(inputs, 1)
     if not inputs:
         raise AutogradError("grad: inputs: got none, expected at least one tensor")

@@ -20,6 +20,7 @@ import numpy as np
 from tinygrad_llm.autograd.backward import grad, gradients_at
 from tinygrad_llm.autograd.graph import AutogradError
 from tinygrad_llm.autograd.modes import enable_grad, no_grad
+from tinygrad_llm.autograd.rows import gradients_of_rows
 from tinygrad_llm.autograd.tensor import Tensor
 from tinygrad_llm.autograd.trees import flatten
 
@@ -55,9 +56,39 @@ class Verdict:
         return self.outcome == "pass"
 
 
+class ChangingOutputError(GradcheckError, AssertionError):
+    """The shapes or dtypes of the outputs depend on the values of the inputs: there is no slope to compare with."""
+
+
 def gradcheck(
     func: Callable[..., Any], inputs: Any, *, eps: float = 1e-6, atol: float | None = None, rtol: float = 1e-4,
-    raise_exception: bool = True, nondet_tol: float = 0.0, fast_mode: bool = False, method: str = "central",
+    raise_exception: bool = True, nondet_tol: float = 0.0, check_undefined_grad: bool = True, check_grad_dtypes: bool = False,
+    check_batched_grad: bool = False, check_batched_forward_grad: bool = False, check_forward_ad: bool = False,
+    check_backward_ad: bool = True, fast_mode: bool = False, masked: bool | None = None, method: str = "central",
+    generator: np.random.Generator | None = None,
+) -> bool:
+    """Whether backward's gradients of func(*inputs) are the slopes of func, for every input that requires grad.
+
+    torch.autograd.gradcheck's arguments. What check_gradients says of them holds here too; further:
+
+    raise_exception          GradcheckError on fail, InconclusiveError where noise dominates; else False for either
+    check_undefined_grad, check_grad_dtypes   are always done: each output has a cotangent while the others have none, and the
+                             engine refuses a gradient of another dtype than its input's
+    check_forward_ad, check_batched_forward_grad   NotImplementedError: there is no forward mode. func.jvp is two backwards
+    masked                   of sparse tensors, of which there are none
+
+    Errors, also where raise_exception is False: those of func; ValueError where no input requires grad; AutogradError for an
+    input that repeats memory (expand); ChangingOutputError.
+    """
+    _check_modes("gradcheck", check_forward_ad or check_batched_forward_grad, check_backward_ad)
+    verdict = check_gradients(func, inputs, eps=eps, atol=atol, rtol=rtol, nondet_tol=nondet_tol, method=method,
+                              check_batched_grad=check_batched_grad, fast_mode=fast_mode, generator=generator)
+    return _said("gradcheck", verdict, raise_exception)
+
+
+def check_gradients(
+    func: Callable[..., Any], inputs: Any, *, eps: float = 1e-6, atol: float | None = None, rtol: float = 1e-4,
+    nondet_tol: float = 0.0, check_batched_grad: bool = False, fast_mode: bool = False, method: str = "central",
     generator: np.random.Generator | None = None,
 ) -> Verdict:
     """Compare backward's gradients of func(*inputs) with slopes of func, for every input that requires grad.
@@ -65,38 +96,53 @@ def gradcheck(
     eps         step of the differences; 1e-6 suits float64
     atol, rtol  a slope s may be missed by atol + rtol · |s|; atol None means 1e-5 of the largest slope of the same Jacobian,
                 so that small gradients are held to as much as large ones
-    raise_exception  GradcheckError on fail, InconclusiveError where noise dominates; else look at the Verdict
     nondet_tol  by how much two backwards of the same graph may differ
+    check_batched_grad   also that three cotangents at once give what they give one by one
     fast_mode   3 random directions and cotangents for each input and output in place of all entries
     method      "central", or "complex": Im f(x + ihu) / h with h = 2⁻¹⁰⁰, exact to rounding; for functions that take complex
                 numbers and are analytic
     generator   of the random directions; by default always the same ones
 
-    torch.autograd.gradcheck, whose rtol 1e-3 would not see an error of 0.1 %.
+    torch's rtol, 1e-3, would not see an error of 0.1 %.
     """
     if method not in ("central", "complex"):
         raise ValueError(f"gradcheck: method: got {method!r}, expected 'central' or 'complex'")
     rng = np.random.default_rng(0) if generator is None else generator
-    subject = _Subject(func, inputs if isinstance(inputs, tuple | list) else (inputs,))
+    subject = _Subject(func, inputs if isinstance(inputs, tuple | list) else (inputs,), warns=method == "central")
+    if not subject.outputs:
+        return _constant(subject, rng, eps)
     verdict = _nondeterministic(subject, rng, nondet_tol)
-    if verdict is None:
-        findings = _compare(subject, rng, eps, atol, rtol, fast_mode, method)
-        verdict = min(findings, key=_severity)
-    if raise_exception and not verdict:
-        raise (GradcheckError if verdict.outcome == "fail" else InconclusiveError)(f"gradcheck: {verdict.message}")
-    return verdict
+    if verdict is None and check_batched_grad:
+        verdict = _batched(subject, rng)
+    return min(_compare(subject, rng, eps, atol, rtol, fast_mode, method), key=_severity) if verdict is None else verdict
 
 
 def gradgradcheck(
-    func: Callable[..., Any], inputs: Any, grad_outputs: Any = None, *, generator: np.random.Generator | None = None,
-    **options: Any,
+    func: Callable[..., Any], inputs: Any, grad_outputs: Any = None, *, raise_exception: bool = True,
+    gen_non_contig_grad_outputs: bool = False, check_undefined_grad: bool = True, check_grad_dtypes: bool = False,
+    check_fwd_over_rev: bool = False, check_rev_over_rev: bool = True, masked: bool = False, **options: Any,
+) -> bool:
+    """gradcheck of func's gradient, with respect to inputs and to grad_outputs (drawn where not given). Same options.
+
+    gen_non_contig_grad_outputs draws them with gaps in memory. check_fwd_over_rev: NotImplementedError, as check_forward_ad.
+    """
+    _check_modes("gradgradcheck", check_fwd_over_rev, check_rev_over_rev)
+    options["gen_non_contig_grad_outputs"] = gen_non_contig_grad_outputs
+    verdict = check_second_gradients(func, inputs, grad_outputs, **options)
+    return _said("gradgradcheck", verdict, raise_exception)
+
+
+def check_second_gradients(
+    func: Callable[..., Any], inputs: Any, grad_outputs: Any = None, *, gen_non_contig_grad_outputs: bool = False,
+    generator: np.random.Generator | None = None, **options: Any,
 ) -> Verdict:
-    """gradcheck of func's gradient, with respect to inputs and to grad_outputs (drawn where not given). Same options."""
+    """check_gradients of func's gradient; see gradgradcheck."""
     inputs = tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)
     rng = np.random.default_rng(0) if generator is None else generator
-    outs = _Subject(func, inputs).outputs
+    if not (outs := _Subject(func, inputs).outputs):
+        return check_gradients(func, inputs, generator=rng, **options)
     if grad_outputs is None:
-        grad_outputs = [Tensor.wrap(np.asarray(rng.standard_normal(o.shape), o.dtype)).requires_grad_() for o in outs]
+        grad_outputs = [_drawn(rng, o, gen_non_contig_grad_outputs) for o in outs]
     given = list(grad_outputs) if isinstance(grad_outputs, tuple | list) else [grad_outputs]
 
     def gradient(*args: Tensor) -> tuple[Tensor, ...]:
@@ -106,23 +152,42 @@ def gradgradcheck(
         found = grad(outputs, wanted, list(cotangents), create_graph=True, materialize_grads=True)
         return tuple([g for g in found if g is not None])
 
-    return gradcheck(gradient, (*inputs, *given), generator=rng, **options)
+    return check_gradients(gradient, (*inputs, *given), generator=rng, **options)
+
+
+def _check_modes(who: str, forward: bool, backward: bool) -> None:
+    if forward:
+        raise NotImplementedError(f"{who}: check_forward_ad: got True, expected False: there is no forward mode to check; "
+                                  "func.jvp is two backwards")
+    if not backward:
+        raise AssertionError(f"{who}: check_backward_ad: got False, expected True: nothing would be checked")
+
+
+def _said(who: str, verdict: Verdict, raise_exception: bool) -> bool:
+    if raise_exception and not verdict:
+        raise (GradcheckError if verdict.outcome == "fail" else InconclusiveError)(f"{who}: {verdict.message}")
+    return bool(verdict)
+
+
+def _drawn(rng: np.random.Generator, like: Tensor, gaps: bool) -> Tensor:
+    values = np.asarray(rng.standard_normal((*like.shape, 2) if gaps else like.shape), like.dtype)
+    return Tensor.wrap(values[..., 0] if gaps else values).requires_grad_()
 
 
 class _Subject:
     """The function at its inputs: its graph, and its values elsewhere."""
 
-    def __init__(self, func: Callable[..., Any], inputs: Sequence[Any]) -> None:
+    def __init__(self, func: Callable[..., Any], inputs: Sequence[Any], warns: bool = False) -> None:
         self.func, self.inputs = func, list(inputs)
         self.wanted = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
         if not self.wanted:
             raise ValueError("gradcheck: inputs: got none that requires grad, expected at least one tensor that does")
+        for i in self.wanted:
+            _check_input(i, self.inputs[i], warns)
         self.xs = [np.array(self.inputs[i].numpy()) for i in self.wanted]
-        self.leaves, outputs = self._run(self.xs)
-        self.kept = [k for k, o in enumerate(outputs) if o._requires_grad]
-        self.outputs = [outputs[k] for k in self.kept]
-        if not self.outputs:
-            raise ValueError("gradcheck: func: got no output that requires grad, expected one that depends on the inputs")
+        self.leaves, self.all = self._run(self.xs)
+        self.kept = [k for k, o in enumerate(self.all) if o._requires_grad]
+        self.outputs = [self.all[k] for k in self.kept]
 
     def _run(self, xs: Sequence[np.ndarray]) -> tuple[list[Tensor], list[Tensor]]:
         leaves = [Tensor.wrap(x).requires_grad_() for x in xs]
@@ -136,9 +201,14 @@ class _Subject:
             return [o for o in flatten(self.func(*args))[0] if isinstance(o, Tensor)]
 
     def values(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The outputs at xs, flat."""
+        """The outputs at xs, flat; of a function without differentiable outputs, all of them."""
         outputs = self._run(xs)[1]
-        return [np.array(outputs[k]._array).reshape(-1) for k in self.kept]
+        found, expected = ([(o.dtype, o.shape) for o in outs] for outs in (outputs, self.all))
+        if found != expected:
+            shown = [", ".join([f"{dtype} {shape}" for dtype, shape in outs]) for outs in (found, expected)]
+            raise ChangingOutputError(f"gradcheck: func: got outputs {shown[0]} where inputs are moved a little, expected "
+                                      f"{shown[1]} as before")
+        return [np.array(outputs[k]._array).reshape(-1) for k in self.kept or range(len(outputs))]
 
     def complex_values(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs at complex xs, flat. Errors: ValueError where func does not take them."""
@@ -160,6 +230,39 @@ class _Subject:
             found = gradients_at([out], [v.reshape(out.shape)], self.leaves, True, False)
             rows.append([np.zeros(x.size, x.dtype) if g is None else np.reshape(g, -1) for g, x in zip(found, self.xs)])
         return [np.array([row[i] for row in rows], x.dtype).reshape(len(rows), x.size) for i, x in enumerate(self.xs)]
+
+
+def _check_input(i: int, x: Tensor, warns: bool) -> None:
+    if any(step == 0 and n > 1 for step, n in zip(x.numpy().strides, x.shape)):
+        raise AutogradError(f"gradcheck: inputs[{i}]: got a tensor that repeats memory (expand, broadcast_to), expected one "
+                            "whose elements can be moved one by one; use a clone()")
+    if warns and x.dtype.itemsize < 8:
+        warnings.warn(f"gradcheck: inputs[{i}]: got dtype {x.dtype}, expected float64: differences in it are mostly noise",
+                      stacklevel=5)
+
+
+def _constant(subject: _Subject, rng: np.random.Generator, eps: float) -> Verdict:
+    """The verdict on a function none of whose outputs requires grad: right where they do not depend on the inputs."""
+    for i, x in enumerate(subject.xs):
+        u = rng.choice([-1.0, 1.0], x.shape) * eps
+        up, down = (_at(subject, i, np.asarray(x + sign * u, x.dtype)) for sign in (1, -1))
+        for k, (a, b) in enumerate(zip(up, down)):
+            change = float(np.max(np.abs(a.astype(np.float64) - b), initial=0.0))
+            if change > 0:
+                return Verdict("fail", f"output {k}: got a value that does not require grad, expected one that does: it "
+                               f"depends on input {subject.wanted[i]}", change / (2 * eps), 0.0, 0.0)
+    return Verdict("pass", "no output depends on an input", 0.0, 0.0, 0.0)
+
+
+def _batched(subject: _Subject, rng: np.random.Generator) -> Verdict | None:
+    """A failure where three cotangents at once give other gradients than one by one."""
+    for k, out in enumerate(subject.outputs):
+        v = np.array([_unit(rng, out.size, out.dtype) for _ in range(_DIRECTIONS)]).reshape((_DIRECTIONS, *out.shape))
+        rows = gradients_of_rows(grad, out, subject.leaves, Tensor.wrap(v), True, allow_unused=True)
+        for i, (a, b) in enumerate(zip(rows, subject.pulled(k, v.reshape(_DIRECTIONS, -1)))):
+            if not np.allclose(0 if a is None else a.numpy().reshape(b.shape), b):
+                return Verdict("fail", f"output {k}, input {i}: a batch of cotangents gives other gradients", 0.0, 0.0, 0.0)
+    return None
 
 
 def _nondeterministic(subject: _Subject, rng: np.random.Generator, nondet_tol: float) -> Verdict | None:

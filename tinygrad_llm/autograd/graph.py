@@ -65,11 +65,12 @@ class Node:
         self.shape, self.dtype = out.shape, out.dtype
         saved = saved_arrays(vjp)
         self.kept = bool(saved)
-        roots = {id(root(a)) for a in saved if isinstance(a, np.ndarray)}
+        roots = {id(root(a)) for a in saved if not isinstance(a, np.generic)}
         self.saved = _versions(roots, (*args, out)) + tuple([(t._counter, t._counter.count) for t in watched])
         self.inputs: tuple[Any, ...] | None = None
         if any(a.dtype.kind == "f" for a in saved):
-            self.inputs = _needed(args, roots, out) if isinstance(vjp, Each) and roots else args
+            plain = isinstance(vjp, Each) and all(isinstance(a, np.ndarray | np.generic) for a in saved)
+            self.inputs = _needed(args, roots, out) if plain else args
         self.given = tuple([(a._counter, a._counter.count) for a in self.inputs or () if hasattr(a, "_counter")])
         self.line = calling_line() if is_anomaly_enabled() else None
         self.number, self._hooks = next(_NUMBERS), None

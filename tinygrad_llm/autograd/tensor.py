@@ -37,6 +37,7 @@ from tinygrad_llm.autograd.modes import (
 )
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, Op, ShapeError
+from tinygrad_llm.ops.opaque import as_values
 
 
 class Size(int):
@@ -419,8 +420,10 @@ def apply(op: Op, *args: Any, watched: tuple[Any, ...] = (), **options: Any) -> 
         if wanted:
             args = tuple([a.copy("K") if isinstance(a, np.ndarray) else a for a in args])
         out, vjp = op(*[a._array if isinstance(a, Tensor) else a for a in args], **options)
-        out = np.asarray(out)
+        if type(out) is not np.ndarray:
+            out = as_values(out)
     else:
+        args = recorder.operands(op, args, options)
         out, vjp = recorder.run_op(op, args, options)
     result = Tensor.from_array(out)
     if out.base is not None:
@@ -467,10 +470,11 @@ _FLAT = {np.sign, np.floor, np.ceil, np.rint, np.trunc, np.ones_like, np.zeros_l
 def _constant(function: Any, result: Any) -> Any:
     """A result whose derivative is zero everywhere; refuse any other, for its gradient would be lost without a word."""
     values = result if isinstance(result, tuple) else (result,)
-    if function not in _FLAT and any(np.asarray(v).dtype.kind in "fc" for v in values):
+    if function not in _FLAT and any(as_values(v).dtype.kind in "fc" for v in values):
         raise TypeError(f"{function.__name__}: got a Tensor, expected an ndarray: no op stands for this NumPy function. "
                         "Use tinygrad_llm's functions, or x.numpy() where no gradient is wanted")
-    return Tensor.from_array(np.asarray(result)) if isinstance(result, np.ndarray | np.generic) else result
+    is_array = isinstance(result, np.ndarray | np.generic) or hasattr(result, "__record_call__")
+    return Tensor.from_array(as_values(result)) if is_array else result
 
 
 def _plain(values: Any, show: Callable[[np.ndarray], np.ndarray] = lambda a: a) -> Any:
@@ -518,7 +522,8 @@ def tensors_of(index: Any) -> tuple[Tensor, ...]:
 
 def _is_integer(part: Any) -> bool:
     if isinstance(part, Tensor | np.ndarray):
-        return not part.ndim and part.dtype.kind in "iu"
+        number = part if isinstance(part, np.ndarray) else part._array  # a batched one stays: it is another for each example
+        return not part.ndim and part.dtype.kind in "iu" and not hasattr(number, "__record_call__")
     return isinstance(part, int | np.integer) and not isinstance(part, bool)
 
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tinygrad_llm.autograd.graph import AutogradError
+
+
+class FormError(AutogradError, ValueError, TypeError):
+    """A function or an argument of a transform is not of the form that it must have: its tree, place, shape or type."""
+
 
 def flatten(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     """(leaves, rebuild): what is no tuple, list or dict, in order; rebuild(new leaves) gives a tree of the same form."""
-    children, build = _open(tree)
+    children, build = open_tree(tree)
     if build is None:
         return [tree], lambda leaves: leaves[0]
     parts = [flatten(child) for child in children]
@@ -27,15 +33,16 @@ def tree_map(function: Callable[..., Any], tree: Any) -> Any:
 
 
 def same_leaves(who: str, tree: Any, like: Any) -> list[Any]:
-    """The leaves of a tree that must have the form of another. Errors: ValueError where it has not."""
+    """The leaves of a tree that must have the form of another. Errors: FormError where it has not."""
     (leaves, _), (wanted, _) = flatten(tree), flatten(like)
     if _form(tree) != _form(like):
-        raise ValueError(f"{who}: got a tree of {len(leaves)} leaves and the form {_form(tree)}, expected {len(wanted)} "
+        raise FormError(f"{who}: got a tree of {len(leaves)} leaves and the form {_form(tree)}, expected {len(wanted)} "
                          f"and {_form(like)}")
     return leaves
 
 
-def _open(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any] | None]:
+def open_tree(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any] | None]:
+    """(children, build): build(new children) gives a tuple, list or dict of the same form; None for a leaf, which has none."""
     if isinstance(tree, dict):
         return list(tree.values()), lambda values: type(tree)(zip(tree, values))
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm.autograd.batching import at, check_level
 from tinygrad_llm.autograd.errors import InferenceError, WriteError
 from tinygrad_llm.autograd.modes import check_write, is_grad_enabled, is_inference_mode_enabled, no_grad
 from tinygrad_llm.autograd.tensor import Tensor, apply, tensors_of, unwrap_index
@@ -190,7 +191,7 @@ def _set(name: str, self: Tensor, places: np.ndarray, value: Any, index: Any = (
 def _held(name: str, self: Tensor, value: Any) -> np.ndarray:
     """value as an array. Errors: ArgumentError for a number that the tensor's dtype cannot hold: NumPy would cut it off."""
     number = held(name, "value", value, self.dtype) if isinstance(value, int | float) and self.dtype.kind in "iu" else value
-    return np.asarray(number)
+    return as_values(number)
 
 
 def setitem(self: Tensor, index: Any, value: Any) -> None:
@@ -205,8 +206,9 @@ def setitem(self: Tensor, index: Any, value: Any) -> None:
 
 
 def _assign(self: Tensor, index: Any, value: Any) -> None:
-    array = value._array if isinstance(value, Tensor) else _held("setitem", self, value)
-    array = array.astype(self.dtype, copy=False)
+    array = (as_values(value) if isinstance(value, Tensor) else _held("setitem", self, value)).astype(self.dtype, copy=False)
+    check_level(self._array, index)
+    check_level(self._array, array)
     _trimmed("setitem", array.shape, _index("setitem", self._array, index).shape)
     self._array[index] = array
 
@@ -222,14 +224,14 @@ def _trimmed(name: str, shape: tuple[int, ...], target: tuple[int, ...]) -> tupl
 
 def _index(name: str, array: np.ndarray, index: Any) -> Any:
     try:
-        return np.asarray(array[index])
+        return as_values(at(array, index))
     except IndexError as error:
         raise IndexRangeError(f"{name}: index: got {index!r} for shape {array.shape}, expected one inside: {error}") from None
 
 
 def copy_(self: Tensor, other: Any, non_blocking: bool = False) -> Tensor:
     """Write the values of other, broadcast and cast within their kind (floats to floats), into this tensor."""
-    dtype = np.asarray(other).dtype
+    dtype = as_values(other).dtype
     if not np.can_cast(dtype, self.dtype, "same_kind"):
         raise DtypeError(f"copy_: other: got dtype {dtype}, expected one that {self.dtype} can hold")
     return _fill("copy_", self, other)

@@ -98,6 +98,12 @@ class Recorder:
 
     # Where calls come from -------------------------------------------------------------------------------------------
 
+    def operands(self, op: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, ...]:
+        """The operands as an op is given them."""
+        return args
+
+    for_drawing = lift
+
     def run_op(self, op: Any, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any]:
         """An op on tensors, whose memory is read at each run: its calls carry its name, and so do those of its vjp."""
         with self.scope(op.name, self.layer):

@@ -17,6 +17,7 @@ from tinygrad_llm.autograd import NUMPY, Tensor
 from tinygrad_llm.functions import contraction, elementwise, indexing, products, reductions, shapes
 from tinygrad_llm.functions.base import as_operand, floating
 from tinygrad_llm.ops import ShapeError
+from tinygrad_llm.ops.opaque import as_values
 
 e, r, p, s, i = elementwise, reductions, products, shapes, indexing
 Axis = int | tuple[int, ...] | None
@@ -73,7 +74,7 @@ NUMPY.update({
 
 @stands_for(np.where)
 def _where(condition: Any, x: Any = None, y: Any = None) -> Any:
-    return e.where(condition if np.asarray(condition).dtype == np.bool_ else np.asarray(condition, bool), x, y)
+    return e.where(condition if as_values(condition).dtype == np.bool_ else as_values(condition).astype(bool), x, y)
 
 
 @stands_for(np.clip)

@@ -68,7 +68,7 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
         return apply(elementwise.div, x, y)
     if rounding_mode not in ("floor", "trunc"):
         raise ArgumentError(f"div: rounding_mode: got {rounding_mode!r}, expected None, 'floor' or 'trunc'")
-    a, b = [np.asarray(v, result_type(x, y)) for v in (x, y)]
+    a, b = [as_values(v).astype(result_type(x, y), copy=False) for v in (x, y)]
     if rounding_mode == "floor":
         return without_slope(np.floor_divide(a, b), x, y)
     return without_slope(np.trunc(a / b) if a.dtype.kind == "f" else np.abs(a) // np.abs(b) * np.sign(a) * np.sign(b), x, y)

@@ -27,6 +27,7 @@ from tinygrad_llm.functions.base import (
 from tinygrad_llm.functions.elementwise import where
 from tinygrad_llm.ops import ArgumentError, IndexRangeError, ShapeError
 from tinygrad_llm.ops import shape as moves
+from tinygrad_llm.ops.opaque import as_values
 from tinygrad_llm.ops.reduce import axes_of
 
 
@@ -43,7 +44,7 @@ def _view(input: Any, size: Any, dtype: Any = None) -> Tensor:
     if dtype is not None:
         return _reinterpreted(input, np.dtype(dtype))
     out = reshape(input, size)
-    if not np.may_share_memory(np.asarray(out), np.asarray(input)) and np.size(out):
+    if not np.may_share_memory(as_values(out), as_values(input)) and np.size(out):
         raise ShapeError(f"view: size: got {size} for shape {input.shape} in memory of another order, expected one that is a "
                          "view of it; use reshape()")
     return out

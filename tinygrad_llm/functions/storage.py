@@ -13,6 +13,7 @@ from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.functions import create, elementwise, reductions, shapes
 from tinygrad_llm.functions.base import axis_of, dims_of, only, spelled, to
 from tinygrad_llm.ops import DtypeError
+from tinygrad_llm.ops.opaque import as_values
 from tinygrad_llm.ops.reduce import axes_of
 
 CASTS = {"double": np.float64, "float": np.float32, "half": np.float16, "long": np.int64, "int": np.int32, "short": np.int16,
@@ -102,26 +103,26 @@ def masked_select(self: Tensor, mask: Any) -> Tensor:
 
 def _constant(function: Any) -> Callable[[Tensor], Tensor]:
     """A NumPy function without derivative, of an array, as a method."""
-    return lambda self: Tensor.from_array(np.asarray(function(np.asarray(self))))
+    return lambda self: Tensor.from_array(as_values(function(as_values(self))))
 
 
 def _truth(name: str, function: Any) -> Callable[..., Tensor]:
     @spelled
     def method(self: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
         axes = () if dim in ((), []) else axes_of(name, self, dims_of(name, self, dim))
-        found = np.asarray(function(np.asarray(self), axis=axes, keepdims=keepdim))
+        found = as_values(function(as_values(self), axis=axes, keepdims=keepdim))
         return Tensor.from_array(found.astype(self.dtype) if self.dtype == np.uint8 else found)  # torch's only exception
 
     return method
 
 
 def _rounded(function: Any) -> Callable[[Tensor], Tensor]:
-    return lambda self: elementwise.without_slope(function(np.asarray(self)), self)
+    return lambda self: elementwise.without_slope(function(as_values(self)), self)
 
 
 def round(self: Tensor, *, decimals: int = 0) -> Tensor:
     """The nearest number with so many decimals, the even one of two; negative decimals round to tens, hundreds, …"""
-    x, scale = np.asarray(self), self.dtype.type(10.0 ** abs(decimals)) if self.dtype.kind == "f" else 1
+    x, scale = as_values(self), self.dtype.type(10.0 ** abs(decimals)) if self.dtype.kind == "f" else 1
     if decimals and self.dtype.kind != "f":
         raise DtypeError(f"round: decimals: got {decimals} for {self.dtype}, expected 0 for integers")
     values = np.round(x) if not decimals else np.round(x * scale) / scale if decimals > 0 else np.round(x / scale) * scale

@@ -227,7 +227,7 @@ def dropout(
     if not training or p == 0:
         return x
     like, recorder = as_values(x), active_recorder()
-    kept = _uniform(like if recorder is None else recorder.lift(like), chosen("dropout: generator", generator)) >= p
+    kept = _uniform(like if recorder is None else recorder.for_drawing(like), chosen("dropout: generator", generator)) >= p
     return mul(x, Tensor.from_array(kept.astype(x.dtype) * (1 / (1 - p) if p < 1 else 0.0)))
 
 
