@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.autograd.batching import at, check_level
+from tinygrad_llm.autograd.batching import at
 from tinygrad_llm.autograd.graph import WriteError
 from tinygrad_llm.autograd.modes import check_write, is_grad_enabled, no_grad
 from tinygrad_llm.autograd.tensor import Tensor, apply, unwrap_index
@@ -184,8 +184,6 @@ def setitem(self: Tensor, index: Any, value: Any) -> None:
 
 def _assign(self: Tensor, index: Any, value: Any) -> None:
     array = as_values(value).astype(self.dtype, copy=False)
-    check_level(self._array, index)
-    check_level(self._array, array)
     _trimmed("setitem", array.shape, _index("setitem", self._array, index).shape)
     self._array[index] = array
 
