@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.autograd.batching import at, check_level
+from tinygrad_llm.autograd.batching import at
 from tinygrad_llm.autograd.errors import InferenceError, WriteError
 from tinygrad_llm.autograd.modes import check_write, is_grad_enabled, is_inference_mode_enabled, no_grad
 from tinygrad_llm.autograd.tensor import Tensor, apply, tensors_of, unwrap_index
@@ -207,8 +207,6 @@ def setitem(self: Tensor, index: Any, value: Any) -> None:
 
 def _assign(self: Tensor, index: Any, value: Any) -> None:
     array = (as_values(value) if isinstance(value, Tensor) else _held("setitem", self, value)).astype(self.dtype, copy=False)
-    check_level(self._array, index)
-    check_level(self._array, array)
     _trimmed("setitem", array.shape, _index("setitem", self._array, index).shape)
     self._array[index] = array
 
