@@ -193,11 +193,11 @@ def test_as_tensor_shares_what_it_can():
     x[0] = 1.0
     assert isinstance(x, tg.Tensor)
     assert array.tolist() == [1, 0]
-    assert tg.as_tensor(x) is x is tg.as_tensor(x, np.float32)
-    tg.as_tensor(array, np.float64)[0] = 7.0
+    assert tg.as_tensor(x) is x is tg.as_tensor(x, dtype=np.float32)
+    tg.as_tensor(array, dtype=np.float64)[0] = 7.0
     assert array.tolist() == [1, 0]
     leaf = tg.tensor([1.0], requires_grad=True)
-    tg.as_tensor(leaf, np.float64).sum().backward()
+    tg.as_tensor(leaf, dtype=np.float64).sum().backward()
     assert leaf.grad.tolist() == [1]
 
 

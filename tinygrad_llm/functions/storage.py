@@ -27,9 +27,10 @@ def cast(self: Tensor, *args: Any, **options: Any) -> Tensor:
     TypeError for what names no dtype.
     """
     asked = dict(zip(_places_of(args), args))
-    if wrong := [name for name in options if name in asked or name not in ("dtype", "device", "non_blocking", "copy")]:
+    by_name = ("dtype", "device", "non_blocking", "copy", "memory_format")
+    if wrong := [name for name in options if name in asked or name not in by_name]:
         raise TypeError(f"to: got {wrong[0]}={options[wrong[0]]!r} beside {len(args)} arguments by place, expected each of "
-                        "dtype, device, non_blocking and copy once")
+                        f"{', '.join(by_name)} once")
     asked |= options
     only("to", "device", asked.get("device"))
     wanted = asked["other"].dtype if "other" in asked else asked.get("dtype")
