@@ -22,7 +22,7 @@ def _step(original: Any, library: Any, **mistake: Any) -> Any:
             for group in self.param_groups:
                 for p in group["params"]:
                     if p.grad is not None:
-                        _update(self.state.setdefault(id(p), {}), p, np.array(p.grad.numpy()), group, **mistake)
+                        _update(self.state.setdefault(p, {}), p, np.array(p.grad.numpy()), group, **mistake)
 
     return step
 
