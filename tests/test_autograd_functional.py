@@ -73,7 +73,7 @@ def agree(mine, theirs):
 def world(seed, requires_grad, shape=(3,)):
     """Two inputs and two vectors of their shape, in either library."""
     arrays = np.random.default_rng(seed).uniform(0.3, 1.5, (4, *shape))
-    return [ours.tensor(a, requires_grad and i < 2) for i, a in enumerate(arrays)], \
+    return [ours.tensor(a, requires_grad=requires_grad and i < 2) for i, a in enumerate(arrays)], \
            [torch.tensor(a, requires_grad=requires_grad and i < 2) for i, a in enumerate(arrays)]
 
 

@@ -31,7 +31,8 @@ def stack_module_state(models: Sequence[Module]) -> tuple[dict[str, Tensor], dic
         raise AutogradError(f"stack_module_state: models: got {len(models)} of {len(kinds)} kinds, expected at least one, all "
                             "of one class, with parameters of the same shapes, and all in training or none")
     each = [dict(model.named_parameters()) for model in models]
-    return {name: Tensor.of(np.stack([p[name].numpy() for p in each]), first.requires_grad) for name, first in each[0].items()}, {}
+    first = each[0]
+    return {name: Tensor.of(np.stack([p[name].numpy() for p in each]), first[name].requires_grad) for name in first}, {}
 
 
 def functional_call(

@@ -135,9 +135,9 @@ def _outside(outputs: Iterable[Tensor], inside: Iterable[Tensor], started: int) 
     while stack:
         place = stack.pop()
         if isinstance(place, Node) and place.number > started:
-            new = [p for p in place.parents if p is not None and id(p) not in seen]
-            seen.update(id(p) for p in new)
-            stack += new
+            new = {id(p): p for p in place.parents if p is not None and id(p) not in seen}  # w * w has w twice
+            seen |= new.keys()
+            stack += new.values()
         elif id(place) not in own:
             found.append(place)
     return found
