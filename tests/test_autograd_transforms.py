@@ -108,7 +108,8 @@ def test_third_derivatives_of_every_fused_op_are_its_definitions(op, data):
         args = [found.get(i, a) for i, a in enumerate(case.args)]
         return op.definition(*args, *filled, **{**defaults(op), **case.options})
 
-    np.testing.assert_allclose(nested(line(mine, Tensor.of, case)), nested(line(definition, Tensor.of, case)), rtol=1e-9, atol=1e-9)
+    found, expected = [nested(line(f, Tensor.of, case)) for f in (mine, definition)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def defaults(op):
