@@ -51,12 +51,14 @@ SPELLINGS: dict[str, Callable[..., Any]] = {
     "bitwise_or": lambda x, y: x | y, "bitwise_xor": lambda x, y: x ^ y, "__rdiv__": lambda x, y: y / x,
 }
 
+DRAWN = "randomness is explicit"
+
 # (name of an op or *, pattern of our error, why it is refused, or is of another class)
 REFUSED = [
     ("norm", "'nuc'", "there is no singular value decomposition"),
     ("baddbmm", "beta, alpha: got .* for u?int", "torch cuts the fraction of a factor off, without a word"),
-    ("nn.functional.dropout", "generator: got None", "randomness is explicit"),
-    ("nn.functional.scaled_dot_product_attention", "generator: got None", "randomness is explicit"),
+    ("nn.functional.dropout", "generator: got None", DRAWN),
+    ("nn.functional.scaled_dot_product_attention", "generator: got None", DRAWN),
     ("*", "unexpected keyword argument 'out'", "results are new: nothing takes out="),
 ]
 # (name of an op or *, pattern of a sample, why we take what torch refuses)
