@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +43,16 @@ def backward(
         raise AutogradError("backward: inputs: got none, expected at least one tensor, or None for every leaf")
     _check_inputs("backward", wanted)
     holders = {id(_place(x)): x for x in wanted}
+
+    def arrive(place: Any, gradient: Any, owned: bool) -> None:
+        holder = holders.get(id(place), place)
+        if holder.requires_grad and not holder.retains_grad:  # or it has it already
+            accumulate(holder, gradient, owned, create_graph)
+            run_accumulated(holder)
+
     with set_grad_enabled(create_graph):
-        for place, gradient, owned in _walk(tensors, gradients, list(holders), retain_graph, create_graph):
-            holder = holders.get(id(place), place)
-            if holder.requires_grad and not holder.retains_grad:  # or it has it already
-                accumulate(holder, gradient, owned, create_graph)
-                run_accumulated(holder)
+        for found in _walk(tensors, gradients, list(holders), retain_graph, create_graph, early=arrive):
+            arrive(*found)
 
 
 def grad(
@@ -114,11 +118,14 @@ def _check_inputs(who: str, inputs: Sequence[Any]) -> None:
 def _walk(
     tensors: Sequence[Tensor], gradients: Sequence[Any], inputs: Sequence[int], retain_graph: bool | None,
     create_graph: bool, beyond: bool = True, silent: Collection[int] = (),
+    early: Callable[[Any, Any, bool], None] | None = None,
 ) -> list[tuple[Any, Any, bool]]:
     """Send cotangents back to the leaves, or to the places with the ids `inputs`, where given; list (leaf or node,
     gradient, whether it is ours). Of the nodes that have their whole cotangent, the one that was made last goes first.
 
-    An input may lie upstream of another, so the walk goes on beyond the inputs, unless told that none does.
+    An input may lie upstream of another, so the walk goes on beyond the inputs, unless told that none does. What is found is
+    listed and not used at once, so that an error on the way leaves every `.grad` as it was; but a leaf whose hooks wait for
+    its `.grad` is given to `early` there and then, for they may let go of it.
     """
     if not tensors:
         return []
@@ -147,7 +154,10 @@ def _walk(
             if gradient is not None and place._hooks is not None and id(place) not in silent:
                 gradient, owned = run_hooks(place, gradient, wrap), False
             if gradient is not None and (id(place) in targets if inputs else not isinstance(place, Node)):
-                results.append((place, gradient, owned))
+                if early is not None and place._hooks is not None and place._hooks.accumulated:
+                    early(place, gradient, owned)
+                else:
+                    results.append((place, gradient, owned))
             parents = [p for p in place.parents if id(p) in waiting] if isinstance(place, Node) else []
             if not parents or (id(place) in targets and not beyond):
                 continue

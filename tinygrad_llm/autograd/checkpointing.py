@@ -64,13 +64,14 @@ class _Segment:
     ) -> None:
         self.function, self.leaves, self.rebuild, self.drawn, self.compare = function, leaves, rebuild, drawn, compare
         self.again = again
+        self.originals = [x for x in leaves if isinstance(x, Tensor) and x._requires_grad]  # at backward it may be frozen
         self.states = [g.bit_generator.state for g in drawn]
         self.given = [(x._counter, x._counter.count) for x in leaves if isinstance(x, Tensor)]
 
     def run(self) -> Any:
         """The outputs, with nodes that remember this segment in place of the graph."""
         started = _now()
-        out, inside, inputs = self._call()
+        out, inside = self._call()
         tensors, rebuild = flatten(out)
         wanted = _recorded(tensors)
         if not any(isinstance(t, Tensor) for t in tensors):
@@ -80,7 +81,7 @@ class _Segment:
         self.prints = [_print(t) for t in wanted]
         made = {id(t): self._own(t) for t in wanted}
         if made:
-            parents = [*[x._node or x for x in inputs], *places]
+            parents = [*[x._node or x for x in self.originals], *places]
             node = node_of_call("checkpoint", parents, lambda g: self.pull(g, places), list(made.values()))
             node.saved = tuple(self.given)
         return rebuild([made.get(id(t), t) for t in tensors])
@@ -90,14 +91,13 @@ class _Segment:
         shared = tensor._base is not None or any(tensor._counter is version for version, _ in self.given)
         return Tensor.wrap(tensor._array.copy() if shared else tensor._array)
 
-    def _call(self, link: bool = False) -> tuple[Any, list[Tensor], list[Any]]:
-        """(output, what stands for the inputs that require grad, those inputs). link: the first are made of the second."""
-        originals = [x for x in self.leaves if isinstance(x, Tensor) and x._requires_grad]
+    def _call(self, link: bool = False) -> tuple[Any, list[Tensor]]:
+        """(output, what stands for the inputs that require grad). link: these are made of the inputs."""
         with enable_grad():
-            inside = [x.clone() if link else x.detach().requires_grad_() for x in originals]
-            stands = dict(zip([id(x) for x in originals], inside))
+            inside = [x.clone() if link and x._requires_grad else x.detach().requires_grad_() for x in self.originals]
+            stands = dict(zip([id(x) for x in self.originals], inside))
             args, kwargs = self.rebuild([stands.get(id(x), x) for x in self.leaves])
-            return self.function(*args, **kwargs), inside, originals
+            return self.function(*args, **kwargs), inside
 
     def pull(self, cotangents: Sequence[Any], places: Sequence[Any]) -> list[Any]:
         """The gradients of the inputs and of what the function closes over, from a second run.
@@ -106,7 +106,7 @@ class _Segment:
         """
         create_graph = any(isinstance(c, Tensor) for c in cotangents)
         with _replayed(self.drawn, self.states), self.again:
-            out, inside, _ = self._call(link=create_graph)
+            out, inside = self._call(link=create_graph)
         wanted = _recorded(flatten(out)[0])
         if len(wanted) != len(cotangents) or (self.compare and [_print(t) for t in wanted] != self.prints):
             raise AutogradError("checkpoint: got other values from the second run of the function, expected the same; pass the "

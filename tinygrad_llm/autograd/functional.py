@@ -172,7 +172,7 @@ def _gradients(outputs: Sequence[Any], inputs: Tensors, given: Any, create_graph
     if not pairs:
         return (None,) * len(inputs)
     wanted, cotangents = zip(*pairs)
-    return grad(list(wanted), list(inputs), list(cotangents), True, create_graph, True)
+    return grad(list(wanted), list(inputs), list(cotangents), True, create_graph, allow_unused=True)
 
 
 def _vector(who: str, v: Any, like: Tensors, create_graph: bool, of: str) -> Tensors | None:

@@ -19,21 +19,27 @@ if TYPE_CHECKING:
 
 
 class View:
-    """One step of a view: `op` with `options`, after the step `before`, from `base`. An op of None cannot be repeated."""
+    """One step of a view: `op` with `options`, after the step `before`, from `base`. An op of None cannot be repeated.
 
-    __slots__ = ("base", "before", "op", "options", "recorded")
+    leaf    a view on the way that was made a leaf, if there is one: `row = table[0].requires_grad_()`
+    """
+
+    __slots__ = ("base", "before", "leaf", "op", "options", "recorded")
 
     recorded: bool
 
-    def __init__(self, base: Tensor, before: View | None, op: Op | None, options: dict[str, Any]) -> None:
-        self.base, self.before, self.op, self.options = base, before, op, options
+    def __init__(self, base: Tensor, before: View | None, op: Op | None, options: dict[str, Any], leaf: Tensor | None) -> None:
+        self.base, self.before, self.op, self.options, self.leaf = base, before, op, options, leaf
         self.recorded = is_grad_enabled() and (before is None or before.recorded)
 
     @classmethod
     def of(cls, viewed: Tensor, op: Op | None, options: dict[str, Any]) -> View:
         """The step from a tensor that may be a view itself."""
         before = viewed._alias if isinstance(viewed._alias, View) else None
-        return cls(before.base if before else viewed, before, op, options)
+        if before is None:
+            return cls(viewed, None, op, options, None)
+        is_leaf = viewed._requires_grad and viewed._node is None
+        return cls(before.base, before, op, options, viewed if is_leaf else before.leaf)
 
     def steps(self) -> list[tuple[Op | None, dict[str, Any]]]:
         """(op, options) from the base to the view."""

@@ -104,10 +104,9 @@ def _check_memory(name: str, self: Tensor) -> None:
 def _check_recordable(name: str, self: Tensor) -> None:
     """WriteError where the gradient would be lost."""
     view = self._alias if isinstance(self._alias, View) else None
-    owner, what = (view.base, "a view of a leaf") if view else (self, "a leaf")
-    if self._requires_grad and self._node is None:
-        owner, what = self, "a leaf"
-    if owner._requires_grad and owner._node is None:
+    owners = [(self, "a leaf"), *([(view.base, "a view of a leaf"), (view.leaf, "a view of a leaf")] if view else [])]
+    what = next((what for owner, what in owners if owner is not None and owner._requires_grad and owner._node is None), None)
+    if what is not None:
         raise WriteError(f"{name}: got {what} that requires grad, expected no_grad() or a detached tensor, or a clone()")
     if self.dtype.kind != "f":
         raise WriteError(f"{name}: got a value that requires grad for a tensor of dtype {self.dtype}, where it would be lost, "
