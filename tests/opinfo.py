@@ -51,14 +51,10 @@ SPELLINGS: dict[str, Callable[..., Any]] = {
     "bitwise_or": lambda x, y: x | y, "bitwise_xor": lambda x, y: x ^ y, "__rdiv__": lambda x, y: y / x,
 }
 
-DRAWN = "randomness is explicit"
-
 # (name of an op or *, pattern of our error, why it is refused, or is of another class)
 REFUSED = [
     ("norm", "'nuc'", "there is no singular value decomposition"),
     ("baddbmm", "beta, alpha: got .* for u?int", "torch cuts the fraction of a factor off, without a word"),
-    ("nn.functional.dropout", "generator: got None", DRAWN),
-    ("nn.functional.scaled_dot_product_attention", "generator: got None", DRAWN),
     ("*", "unexpected keyword argument 'out'", "results are new: nothing takes out="),
 ]
 # (name of an op or *, pattern of a sample, why we take what torch refuses)
@@ -68,8 +64,9 @@ TAKEN = [
     ("masked_fill", r"tensor\(0\.\+1\.j\)", "complex numbers are not read at all"),
 ]
 # What they return is not determined, or drawn: shape and dtype are compared
-UNDETERMINED = {
-    "new_empty": lambda *args, **options: True,
+UNDETERMINED: dict[str, Callable[..., Any]] = {
+    **{name: lambda *args, **options: True for name in (
+        "new_empty", "rand", "rand_like", "randn", "randn_like", "randint", "randint_like", "normal", "bernoulli", "uniform")},
     "nn.functional.dropout": lambda x, p=0.5, training=True, **options: training and 0 < p < 1,
     "nn.functional.scaled_dot_product_attention": lambda *args, dropout_p=0.0, **options: dropout_p > 0,
 }

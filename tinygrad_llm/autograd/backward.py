@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
 def backward(
     tensors: Tensor | Sequence[Tensor], grad_tensors: Any = None, retain_graph: bool | None = None,
-    create_graph: bool = False, inputs: Tensor | Sequence[Tensor] | None = None,
+    create_graph: bool = False, grad_variables: Any = None, inputs: Tensor | Sequence[Tensor] | None = None,
 ) -> None:
     """Add d Σ⟨grad_tensor, tensor⟩ / d leaf to `.grad` of every leaf that requires grad, or only of `inputs`, which may
     be results of ops too. torch.autograd.backward's arguments; see Tensor.backward."""
+    if grad_variables is not None:
+        raise AutogradError("backward: grad_variables: got a value, expected grad_tensors, its name of today")
     tensors = _as_list(tensors, 1)
     gradients, wanted = _as_list(grad_tensors, len(tensors)), _as_list(inputs, 0)
     if create_graph:

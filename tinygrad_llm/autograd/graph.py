@@ -89,13 +89,13 @@ class Node:
         """(node, 0) of each argument: AccumulateGrad for a leaf, None where no gradient goes."""
         return tuple([(p if p is None or isinstance(p, Node) else AccumulateGrad(p), 0) for p in self.parents])
 
-    def register_prehook(self, hook: Callable[[tuple[Any, ...]], Any]) -> RemovableHandle:
-        """Call hook((gradient,)) before the vjp; a tuple that it returns replaces the gradient."""
-        return RemovableHandle(hooks_of(self).calls, lambda g: (hook((g,)) or (None,))[0])
+    def register_prehook(self, fn: Callable[[tuple[Any, ...]], Any]) -> RemovableHandle:
+        """Call fn((gradient,)) before the vjp; a tuple that it returns replaces the gradient."""
+        return RemovableHandle(hooks_of(self).calls, lambda g: (fn((g,)) or (None,))[0])
 
-    def register_hook(self, hook: Callable[[tuple[Any, ...], tuple[Any, ...]], Any]) -> RemovableHandle:
-        """Call hook(gradients of the arguments, (gradient,)) after the vjp; a tuple that it returns replaces the first."""
-        return RemovableHandle(hooks_of(self).passed, hook)
+    def register_hook(self, fn: Callable[[tuple[Any, ...], tuple[Any, ...]], Any]) -> RemovableHandle:
+        """Call fn(gradients of the arguments, (gradient,)) after the vjp; a tuple that it returns replaces the first."""
+        return RemovableHandle(hooks_of(self).passed, fn)
 
     def __call__(self, gradient: Any) -> Any:
         """The vjp by itself: the gradients of the arguments as tensors; of a single argument its gradient alone."""

@@ -327,7 +327,7 @@ class Tensor:
         Errors: AutogradError where self does not require grad, where the graph was used before, or where a tensor
         that it needs was written to.
         """
-        backward([self], [gradient], retain_graph, create_graph, inputs)
+        backward([self], [gradient], retain_graph, create_graph, inputs=inputs)
 
     def register_hook(self, hook: Callable[[Tensor], Any]) -> RemovableHandle:
         """Call hook(gradient) whenever backward has this tensor's whole gradient; what it returns replaces the gradient.

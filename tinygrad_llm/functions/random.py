@@ -19,7 +19,7 @@ from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.modes import active_recorder
 from tinygrad_llm.autograd.randomness import chosen
 from tinygrad_llm.autograd.writes import rewrite
-from tinygrad_llm.functions.base import sizes_of, whole
+from tinygrad_llm.functions.base import sizes_of, taking, whole
 from tinygrad_llm.functions.elementwise import add, broadcast_shape, mul, without_slope
 from tinygrad_llm.ops import DtypeError, ShapeError
 from tinygrad_llm.ops.opaque import as_values, opaque
@@ -96,16 +96,19 @@ def _size(name: str, size: tuple[Any, ...], named: Any) -> tuple[Any, ...]:
     return size if named is None else (named,)
 
 
+@taking("device", "pin_memory")
 def rand(*sizes: Any, size: Any = None, generator: Any = None, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """Numbers from [0, 1), each as likely as the other."""
     return _made("rand", _size("rand", sizes, size), generator, _floating("rand", dtype), requires_grad, _uniform)
 
 
+@taking("device", "pin_memory")
 def randn(*sizes: Any, size: Any = None, generator: Any = None, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
     """Numbers from N(0, 1)."""
     return _made("randn", _size("randn", sizes, size), generator, _floating("randn", dtype), requires_grad, _normal)
 
 
+@taking("device", "pin_memory")
 def randint(
     low: Any = None, high: Any = None, size: Any = None, *, generator: Any = None, dtype: Any = np.int64,
     requires_grad: bool = False,
@@ -121,6 +124,7 @@ def randint(
     return _made("randint", (size,), generator, dtype, requires_grad, partial(_integers, low=bounds[0], high=bounds[1]))
 
 
+@taking("device", "pin_memory")
 def randperm(n: int, *, generator: Any = None, dtype: Any = np.int64, requires_grad: bool = False) -> Tensor:
     """0 to n − 1 in some order."""
     if whole("randperm", "n", n) < 0:
@@ -134,18 +138,21 @@ def _like(name: str, input: Any, dtype: Any) -> tuple[tuple[Any, ...], Any]:
     return (tuple(input.shape),), input.dtype if dtype is None else dtype
 
 
+@taking("device", "pin_memory")
 def rand_like(input: Any, *, generator: Any = None, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """rand of input's shape and, by default, dtype."""
     size, dtype = _like("rand_like", input, dtype)
     return rand(*size, generator=generator, dtype=dtype, requires_grad=requires_grad)
 
 
+@taking("device", "pin_memory")
 def randn_like(input: Any, *, generator: Any = None, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """randn of input's shape and, by default, dtype."""
     size, dtype = _like("randn_like", input, dtype)
     return randn(*size, generator=generator, dtype=dtype, requires_grad=requires_grad)
 
 
+@taking("device", "pin_memory")
 def randint_like(
     input: Any, low: Any = None, high: Any = None, *, generator: Any = None, dtype: Any = None, requires_grad: bool = False
 ) -> Tensor:
@@ -180,6 +187,7 @@ def _check_probabilities(p: Any, name: str) -> None:
         raise RangeError(f"{name}: p: got {p[~((p >= 0) & (p <= 1))][0]}, expected probabilities in [0, 1]")
 
 
+@taking("device", "pin_memory")
 def normal(
     mean: Any = 0.0, std: Any = 1.0, size: Any = None, *, generator: Any = None, dtype: Any = None, requires_grad: bool = False
 ) -> Tensor:

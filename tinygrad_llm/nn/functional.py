@@ -462,7 +462,7 @@ def kl_div(
     _check_reduction("kl_div", reduction := _reduction(size_average, reduce, reduction), ("mean", "batchmean", "sum", "none"))
     if chosen_by_name and reduction == "mean":
         warnings.warn("kl_div: reduction: got 'mean', which divides by the number of elements, expected 'batchmean', which "
-                      "divides by the batch size, as the definition does", stacklevel=2)
+                      "divides by the batch size, as the definition does", stacklevel=3)
     x, y = only_floats("kl_div", input), only_floats("kl_div", target)
     if log_target:
         loss = exp(y) * (y - x)
