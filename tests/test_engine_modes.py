@@ -1,11 +1,14 @@
 """no_grad and anomaly mode: as blocks, as decorators, nested, through exceptions, one per thread."""
 
+import asyncio
 import inspect
 import threading
 
 import numpy as np
 import pytest
+import torch
 
+import tinygrad_llm as tg
 import tinygrad_llm.functions as F
 from tinygrad_llm.autograd import (
     AnomalyError,
@@ -16,6 +19,7 @@ from tinygrad_llm.autograd import (
     is_anomaly_enabled,
     is_grad_enabled,
     no_grad,
+    set_detect_anomaly,
     set_grad_enabled,
 )
 from tinygrad_llm.functions import tensor
@@ -152,3 +156,143 @@ def test_anomaly_mode_is_silent_where_all_is_finite():
     with detect_anomaly():
         F.sum(F.log(x) * F.softmax(x, -1)).backward()
     assert np.isfinite(x.grad.numpy()).all()
+
+
+# As torch has them -----------------------------------------------------------------------------------------------------------
+
+
+def asked(m):
+    """What each way of setting the grad mode makes of it, in order."""
+    s, on = [], m.is_grad_enabled
+
+    @m.no_grad
+    def bare():
+        return on()
+
+    @m.enable_grad()
+    def steps(n):
+        for _ in range(n):
+            got = yield on()
+            s.append((got, on()))
+        return "end"
+
+    def outer():
+        s.append((yield from steps(2)))
+
+    @m.set_grad_enabled(False)
+    def never():
+        return on()
+
+    s += [bare(), never(), on()]
+    with m.no_grad():
+        s += [value for one in outer() for value in (one, on())]
+        walk = steps(3)
+        s += [next(walk), on(), walk.send(5), on()]
+        walk.close()
+    block = m.no_grad()
+    for _ in range(2):
+        with block:
+            s.append(on())
+        s.append(on())
+    with m.set_grad_enabled(False):
+        m.set_grad_enabled(True)
+        s.append(on())
+    s.append(on())
+    m.set_grad_enabled(False)
+    s.append(on())
+    m.set_grad_enabled(True)
+    with m.inference_mode():
+        s += [on(), m.is_inference_mode_enabled()]
+        with m.inference_mode(False):
+            s += [on(), m.is_inference_mode_enabled()]
+    return s, bare.__name__, steps.__name__
+
+
+def test_blocks_decorators_and_statements_are_torchs():
+    assert asked(tg) == asked(torch)
+
+
+@pytest.mark.parametrize("mode", [1, None, "x", 0.0])
+def test_a_mode_is_a_bool(mode):
+    for m in (torch, tg):
+        with pytest.raises(TypeError):
+            m.set_grad_enabled(mode)
+        assert m.is_grad_enabled()
+
+
+def test_one_object_may_be_entered_inside_itself():
+    """torch's own keeps one mode of before, and leaves recording off then."""
+    block = no_grad()
+    with block:
+        with block:
+            assert not is_grad_enabled()
+        assert not is_grad_enabled()
+    assert is_grad_enabled()
+
+
+def test_coroutines_have_the_mode_while_they_run_and_their_callers_between():
+    seen = []
+
+    async def pause():
+        await asyncio.sleep(0)
+        seen.append(("other", is_grad_enabled()))
+
+    @no_grad()
+    async def work():
+        for _ in range(2):
+            seen.append(("work", is_grad_enabled()))
+            await pause_apart()
+        return is_grad_enabled()
+
+    async def pause_apart():
+        await asyncio.sleep(0)
+
+    @no_grad
+    async def numbers():
+        try:
+            for i in range(2):
+                seen.append(("numbers", is_grad_enabled()))
+                yield i
+        finally:
+            seen.append(("closed", is_grad_enabled()))
+
+    async def main():
+        found, _, _ = await asyncio.gather(work(), pause(), pause())
+        async for _ in numbers():
+            seen.append(("caller", is_grad_enabled()))
+        return found
+
+    assert asyncio.run(main()) is False
+    assert {name: {on for n, on in seen if n == name} for name, _ in seen} == {
+        "work": {False}, "other": {True}, "numbers": {False}, "caller": {True}, "closed": {False}}
+
+
+def test_an_error_thrown_into_a_generator_reaches_it_with_its_mode():
+    seen = []
+
+    @no_grad()
+    def catching():
+        try:
+            yield
+        except KeyError:
+            seen.append(is_grad_enabled())
+            yield "caught"
+
+    walk = catching()
+    next(walk)
+    assert walk.throw(KeyError()) == "caught"
+    assert seen == [False]
+    with pytest.raises(TypeError, match="decorate a class's methods"):
+        no_grad(type("Some", (), {}))
+
+
+def test_anomaly_mode_as_a_statement():
+    x = leaf(0.0)
+    y = F.sum(F.sqrt(x) * 0)
+    set_detect_anomaly(True)
+    try:
+        with np.errstate(all="ignore"), pytest.raises(AnomalyError, match="backward of sqrt"):
+            y.backward()
+    finally:
+        set_detect_anomaly(False)
+    assert not is_anomaly_enabled()

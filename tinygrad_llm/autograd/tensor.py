@@ -422,6 +422,8 @@ def apply(op: Op, *args: Any, watched: tuple[Any, ...] = (), **options: Any) -> 
         out, vjp = op(*[a._array if isinstance(a, Tensor) else a for a in args], **options)
         if type(out) is not np.ndarray:
             out = as_values(out)
+        elif out.base is not None and not wanted and is_grad_enabled():
+            out = _of_own_memory(op, args, options, out)
     else:
         args = recorder.operands(op, args, options)
         out, vjp = recorder.run_op(op, args, options)
@@ -433,6 +435,14 @@ def apply(op: Op, *args: Any, watched: tuple[Any, ...] = (), **options: Any) -> 
     if is_anomaly_check_nan_enabled() and out.dtype.kind == "f" and not np.isfinite(out).all():
         _check_anomaly(op, args, out)
     return result
+
+
+def _of_own_memory(op: Op, args: tuple[Any, ...], options: dict[str, Any], out: np.ndarray) -> np.ndarray:
+    """A view of a tensor as it is; of an array that is no tensor's, the view of a copy."""
+    memory = root(out)
+    if not any(isinstance(a, np.ndarray) and root(a) is memory for a in args):
+        return out
+    return op(*[a.copy("K") if isinstance(a, np.ndarray) else a for a in args], **options)[0]
 
 
 def _check_anomaly(op: Op, args: tuple[Any, ...], out: np.ndarray) -> None:
