@@ -45,7 +45,7 @@ def show(array):
 
 nodes = tape(loss.grad_fn)
 places = {id(w): "w", id(b): "b", id(None): "constant"} | {id(n): f"#{i} {n.op.name}" for i, n in enumerate(nodes)}
-arrays = {id(w.numpy()): "w", id(x.numpy()): "x", id(y.numpy()): "y", id(t.numpy()): "t"}
+arrays = {id(tensor.detach().numpy()): name for name, tensor in (("w", w), ("x", x), ("y", y), ("t", t))}
 
 print("Forward wrote this tape. Each node points back to its parents and holds what its vjp closes over:\n")
 print(f"  {'node':<9}{'shape':<7}{'parents':<17}{'kept for backward':<19}its formula")

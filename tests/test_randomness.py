@@ -46,7 +46,9 @@ DRAWS = {
                     "kaiming_normal_")},
 }
 # Those whose answer is a verdict, or part of something that is given its generator
-NOT_DRAWS = {"gradcheck", "gradgradcheck", "Attention", "FeedForward", "Block", "chosen"}
+NOT_DRAWS = {
+    "gradcheck", "gradgradcheck", "check_gradients", "check_second_gradients", "Attention", "FeedForward", "Block", "chosen",
+}
 
 
 def takes_a_generator(value):
