@@ -76,7 +76,7 @@ np.testing.assert_allclose(cotangents[id(b)], b.grad, rtol=1e-6)
 gc.disable()
 y = w * x + b
 t = y.tanh()
-loss, memory_of_t = (y * t).sum(), weakref.ref(t.numpy())
+loss, memory_of_t = (y * t).sum(), weakref.ref(t.detach().numpy())
 del y, t
 print(f"\nWe let go of y and t but keep the loss:  t is {'freed' if memory_of_t() is None else 'alive, on the tape'}")
 del loss
