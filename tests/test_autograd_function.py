@@ -6,12 +6,11 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from besidetorch import X, leaf, noted
 from torch.autograd.function import once_differentiable as torchs_once
 
 import tinygrad_llm as tg
 from tinygrad_llm.autograd import AutogradError, Function, WriteError, checkpoint, once_differentiable
-
-X = [0.5, -1.0, 2.0]
 
 
 def cube(m):
@@ -27,16 +26,6 @@ def cube(m):
             return 3 * x * x * g
 
     return Cube.apply
-
-
-def leaf(m, values=X, requires_grad=True):
-    return m.tensor(np.array(values)).requires_grad_(requires_grad)
-
-
-def noted(values):
-    """Tensors as arrays and whether they require grad; anything else as it is."""
-    return [(np.round(v.numpy(force=True).astype(float), 12).tolist(), v.requires_grad) if hasattr(v, "detach") else v
-            for v in values]
 
 
 def derivatives(m):

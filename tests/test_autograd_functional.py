@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 import tinygrad_llm as ours
 from tinygrad_llm.autograd import AutogradError, Tensor, functional, no_grad
-from tinygrad_llm.autograd.rows import gradients_of_rows
 
 few = settings(max_examples=max(5, settings.default.max_examples // 5))
 NAMES = ("vjp", "jvp", "vhp", "hvp", "jacobian", "hessian")
@@ -77,6 +76,12 @@ def world(seed, requires_grad, shape=(3,)):
            [torch.tensor(a, requires_grad=requires_grad and i < 2) for i, a in enumerate(arrays)]
 
 
+def given_to(function, tensors, single):
+    """(function, inputs, vectors): both inputs as tuples, or the first alone."""
+    x, y, v, w = tensors
+    return (lambda t: function(t, y), x, v) if single else (function, (x, y), (v, w))
+
+
 def test_the_signatures_are_torchs():
     for name in NAMES:
         mine, theirs = (inspect.signature(getattr(lib, name)) for lib in (functional, torch.autograd.functional))
@@ -91,8 +96,7 @@ def test_the_signatures_are_torchs():
        single=st.booleans(), vectorize=st.booleans())
 def test_products_with_and_whole_hessians(name, function, seed, create, strict, requires_grad, single, vectorize):
     def call(lib, tensors):
-        x, y, v, w = tensors
-        f, inputs, vectors = (lambda t: function(t, y), x, v) if single else (function, (x, y), (v, w))
+        f, inputs, vectors = given_to(function, tensors, single)
         return lambda: getattr(lib, name)(f, inputs, *(() if name == "hessian" else (vectors,)), create_graph=create,
                                           strict=strict, **({"vectorize": vectorize} if name == "hessian" else {}))
 
@@ -109,12 +113,11 @@ def test_products_with_and_whole_hessians(name, function, seed, create, strict, 
        single=st.booleans(), vectorize=st.booleans())
 def test_products_with_and_whole_jacobians(name, function, seed, create, strict, requires_grad, single, vectorize):
     def call(lib, tensors, make):
-        x, y, v, w = tensors
-        f, inputs, vectors = (lambda t: function(t, y), x, v) if single else (function, (x, y), (v, w))
+        f, inputs, vectors = given_to(function, tensors, single)
         if name == "jacobian":
             return lambda: lib.jacobian(f, inputs, create, strict, vectorize)
         if name == "vjp":
-            outs = function(x, y)
+            outs = function(*tensors[:2])
             rng = np.random.default_rng(seed)
             made = tuple([make(rng.standard_normal(tuple(o.shape))) for o in (outs if isinstance(outs, tuple) else (outs,))])
             vectors = made if isinstance(outs, tuple) else made[0]
@@ -201,7 +204,7 @@ def test_gradients_of_rows_of_cotangents(seed, create, n):
             sum((g * g).sum() for g in found if g is not None).backward()
         return [*found, *([x.grad, y.grad, rows[0].grad] if create else [])]
 
-    mine = run(ours.tensor, functools.partial(gradients_of_rows, ours.autograd.grad))
+    mine = run(ours.tensor, functools.partial(ours.autograd.grad, is_grads_batched=True))
     for a, b in zip(mine, run(torch.tensor, rows_in_torch), strict=True):
         assert (a is None) == (b is None)
         if a is not None:
@@ -209,7 +212,7 @@ def test_gradients_of_rows_of_cotangents(seed, create, n):
 
 
 def test_rows_of_cotangents_leave_the_graph_only_where_asked():
-    mine = functools.partial(gradients_of_rows, ours.autograd.grad)
+    mine = functools.partial(ours.autograd.grad, is_grads_batched=True)
     for make, rows_of in ((ours.tensor, mine), (torch.tensor, rows_in_torch)):
         x = make(X, requires_grad=True)
         y, rows = x.exp(), make(np.eye(2))

@@ -5,20 +5,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from besidetorch import X, leaf, noted
 
 import tinygrad_llm as tg
 from tinygrad_llm.autograd import AutogradError, InferenceError, graph
-
-X = [0.5, -1.0, 2.0]
-
-
-def leaf(m, values=X):
-    return m.tensor(np.array(values)).requires_grad_()
-
-
-def noted(values):
-    return [(np.round(v.numpy(force=True).astype(float), 12).tolist(), v.requires_grad) if hasattr(v, "detach") else v
-            for v in values]
 
 
 def kept_gradient(m):

@@ -70,16 +70,17 @@ def grad(
     """
     if not only_inputs:
         raise AutogradError("grad: only_inputs: got False, expected True; backward() is for all leaves")
+    outputs, inputs = _as_list(outputs, 1), _as_list(inputs, 1)
+    cotangents = _as_list(grad_outputs, len(outputs))
     if is_grads_batched:
         return gradients_of_rows(
-            grad, outputs, inputs, grad_outputs, retain_graph, create_graph, allow_unused, materialize_grads)
-    outputs, inputs = _as_list(outputs, 1), _as_list(inputs, 1)
+            grad, outputs, inputs, cotangents, retain_graph, create_graph, allow_unused, materialize_grads)
     if not inputs:
         raise AutogradError("grad: inputs: got none, expected at least one tensor")
     if materialize_grads and allow_unused is False:
         raise ValueError("grad: allow_unused: got False together with materialize_grads=True, expected True or None")
     _check_inputs("grad", inputs)
-    found = gradients_at(outputs, _as_list(grad_outputs, len(outputs)), [_place(x) for x in inputs], retain_graph, create_graph)
+    found = gradients_at(outputs, cotangents, [_place(x) for x in inputs], retain_graph, create_graph)
     for i, g in enumerate(found):
         if g is None and not (materialize_grads if allow_unused is None else allow_unused):
             raise AutogradError(f"grad: inputs[{i}]: got a tensor that the outputs do not depend on, expected one they do "

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
-from tinygrad_llm.autograd.graph import AutogradError
+from tinygrad_llm.autograd.errors import AutogradError
 from tinygrad_llm.autograd.trees import flatten
 
 _NUMBERS = itertools.count()

@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd.backward import grad, gradients_at
-from tinygrad_llm.autograd.graph import AutogradError
+from tinygrad_llm.autograd.errors import AutogradError
 from tinygrad_llm.autograd.modes import enable_grad, no_grad
-from tinygrad_llm.autograd.rows import gradients_of_rows
 from tinygrad_llm.autograd.tensor import Tensor
 from tinygrad_llm.autograd.trees import flatten
 
@@ -258,7 +257,7 @@ def _batched(subject: _Subject, rng: np.random.Generator) -> Verdict | None:
     """A failure where three cotangents at once give other gradients than one by one."""
     for k, out in enumerate(subject.outputs):
         v = np.array([_unit(rng, out.size, out.dtype) for _ in range(_DIRECTIONS)]).reshape((_DIRECTIONS, *out.shape))
-        rows = gradients_of_rows(grad, out, subject.leaves, Tensor.wrap(v), True, allow_unused=True)
+        rows = grad(out, subject.leaves, Tensor.wrap(v), True, allow_unused=True, is_grads_batched=True)
         for i, (a, b) in enumerate(zip(rows, subject.pulled(k, v.reshape(_DIRECTIONS, -1)))):
             if not np.allclose(0 if a is None else a.numpy().reshape(b.shape), b):
                 return Verdict("fail", f"output {k}, input {i}: a batch of cotangents gives other gradients", 0.0, 0.0, 0.0)

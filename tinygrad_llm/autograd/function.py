@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd.errors import AutogradError, WriteError
-from tinygrad_llm.autograd.graph import Node
+from tinygrad_llm.autograd.graph import Node, written
 from tinygrad_llm.autograd.modes import is_grad_enabled, no_grad
 from tinygrad_llm.autograd.several import node_of_call
 from tinygrad_llm.autograd.tensor import Tensor
@@ -50,8 +50,7 @@ class FunctionCtx:
             raise AutogradError("saved_tensors: backward() has let go of them; call the first backward(retain_graph=True)")
         for i, (version, seen) in enumerate(self._versions):
             if version.count != seen:
-                raise AutogradError(f"saved_tensors[{i}]: backward needs a tensor that was modified in place: it is at version "
-                                    f"{version.count}, expected {seen}. Write to a copy, or call backward() before writing")
+                raise written(f"saved_tensors[{i}]", version, seen)
         return tuple([self._output(i, t) if i in self._outputs else t for i, t in enumerate(self._saved)])
 
     def mark_dirty(self, *args: Tensor) -> None:
@@ -189,7 +188,7 @@ def _record(
 
     node = node_of_call(cls.__name__, parents, vjp, recorded)
     if ctx._saved:
-        node.freed = ctx._let_go
+        node.released = ctx._let_go
     else:
         node.kept = False
     ctx._keep(outputs)

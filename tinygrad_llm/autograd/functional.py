@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd.backward import grad
-from tinygrad_llm.autograd.graph import AutogradError
+from tinygrad_llm.autograd.errors import AutogradError
 from tinygrad_llm.autograd.modes import enable_grad
 from tinygrad_llm.autograd.tensor import Tensor
 from tinygrad_llm.autograd.transforms import jacfwd

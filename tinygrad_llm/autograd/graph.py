@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_llm.autograd.errors import AnomalyError, AutogradError, InferenceError, WriteError
+from tinygrad_llm.autograd.errors import AutogradError, InferenceError
 from tinygrad_llm.autograd.hooks import Hooks, MultiGradHook, RemovableHandle, hooks_of
 from tinygrad_llm.autograd.modes import calling_line, is_anomaly_enabled
 from tinygrad_llm.ops import Op, Vjp
 from tinygrad_llm.ops.closures import Each, saved_arrays
 
 __all__ = [
-    "AccumulateGrad", "AnomalyError", "AutogradError", "GradientEdge", "InferenceError", "Node", "Unwatched", "Version",
-    "WriteError", "get_gradient_edge", "increment_version", "register_multi_grad_hook", "root", "saved_arrays",
+    "AccumulateGrad", "GradientEdge", "Node", "Unwatched", "Version", "get_gradient_edge", "increment_version",
+    "register_multi_grad_hook", "root", "saved_arrays",
 ]
 
 _NUMBERS = itertools.count()
@@ -47,11 +47,10 @@ class Node:
     watched    tensors that decide where a gradient goes: indices, masks and targets, also those that a copy was made of
     """
 
-    __slots__ = ("__weakref__", "_hooks", "dtype", "freed", "given", "inputs", "kept", "line", "number", "op", "options",
-                 "parents", "saved", "shape", "vjp")
+    __slots__ = ("__weakref__", "_hooks", "dtype", "given", "inputs", "kept", "line", "number", "op", "options", "parents",
+                 "saved", "shape", "vjp")
 
     _hooks: Hooks | None
-    freed: Callable[[], None]  # of a Function: what else is to be let go
     requires_grad = True
 
     def __init__(
@@ -79,9 +78,7 @@ class Node:
         return f"<{self.op.name} {self.shape}>"
 
     def name(self) -> str:
-        """The op as torch would call its node: MulBackward0, and SquareBackward of a Function named Square."""
-        if self.op.torch == self.op.name:
-            return f"{self.op.name}Backward"
+        """The op as torch would call its node: MulBackward0."""
         return "".join([part.capitalize() for part in self.op.name.split("_")]) + "Backward0"
 
     @property
@@ -109,17 +106,18 @@ class Node:
         """AutogradError where an array that the vjp closes over, or an input if the op runs again, was written to since."""
         for version, seen in (*self.saved, *self.given) if runs_again else self.saved:
             if version.count != seen:
-                raise AutogradError(
-                    f"{self.op.name}: backward needs a tensor that was modified in place: it is at version "
-                    f"{version.count}, expected {seen}. Write to a copy, or call backward() before writing"
-                    + (f"; its forward was called at {self.line}" if self.line else "")
-                )
+                raise written(self.op.name, version, seen, f"; its forward was called at {self.line}" if self.line else "")
 
     def release(self) -> None:
         """Let go of everything that only one backward needs; of nothing where no array is kept."""
         if self.kept:
             self.vjp, self.inputs, self.saved, self.given = None, None, (), ()
-            getattr(self, "freed", lambda: None)()
+
+
+def written(what: str, version: Version, seen: int, where: str = "") -> AutogradError:
+    """The error for what backward needs and was written to."""
+    return AutogradError(f"{what}: backward needs a tensor that was modified in place: it is at version {version.count}, "
+                         f"expected {seen}. Write to a copy, or call backward() before writing{where}")
 
 
 class AccumulateGrad(NamedTuple):

@@ -11,18 +11,15 @@ from tinygrad_llm.autograd.trees import FormError
 
 
 def gradients_of_rows(
-    grad: Callable[..., tuple[Any, ...]], outputs: Any, inputs: Any, grad_outputs: Any, retain_graph: bool | None = None,
-    create_graph: bool = False, allow_unused: bool | None = None, materialize_grads: bool = False,
+    grad: Callable[..., tuple[Any, ...]], outs: Sequence[Any], wanted: Sequence[Any], given: Sequence[Any],
+    retain_graph: bool | None, create_graph: bool, allow_unused: bool | None, materialize_grads: bool,
 ) -> tuple[Any, ...]:
-    """grad for each row of grad_outputs, whose first axis counts them, stacked: of shapes [rows, *input].
+    """grad of outs for each row of the cotangents given, whose first axis counts them, stacked: of shapes [rows, *input].
 
     One walk for each row: what an op's vjp computes is right for one cotangent, also where it looks at values or writes.
     An input that nothing depends on gives None, or where materialize_grads, zeros of its own shape, as in torch.
     Errors: FormError where shapes or numbers of rows do not fit; those of grad.
     """
-    outs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
-    wanted = list(inputs) if isinstance(inputs, tuple | list) else [inputs]
-    given = list(grad_outputs) if isinstance(grad_outputs, tuple | list) else [grad_outputs] * len(outs)
     n = _number_of_rows(outs, given)
     unused = True if materialize_grads else allow_unused
     keep = create_graph if retain_graph is None else retain_graph

@@ -26,9 +26,27 @@ class Parts:
         return Parts({**self.values, **other.values, **both})
 
 
+class CallNode(Node):
+    """The node of a call, or of one of its outputs. `released` is told when it lets go of what only one backward needs."""
+
+    __slots__ = ("released",)
+
+    released: Callable[[], None]
+
+    def name(self) -> str:
+        """As torch calls the node of a Function: SquareBackward of one named Square."""
+        return f"{self.op.name}Backward"
+
+    def release(self) -> None:
+        """Let go of what only one backward needs; of nothing where none is kept."""
+        super().release()
+        if self.kept and hasattr(self, "released"):
+            self.released()
+
+
 def node_of_call(
     name: str, parents: Sequence[Any], vjp: Callable[[list[Any]], Sequence[Any]], outputs: Sequence[Tensor]
-) -> Node:
+) -> CallNode:
     """The node of a call, of whose outputs each is given one that leads to it.
 
     vjp    a cotangent or None for each output → a gradient or None for each parent
@@ -37,20 +55,20 @@ def node_of_call(
     """
     op = Op(name, lambda *x: (x, lambda g: g), (), {}, name, variadic=True)
     n = len(outputs)
-    hub = Node(op, lambda parts: tuple(vjp([parts.values.get(i) for i in range(n)])), (), {}, outputs[0])
+    hub = CallNode(op, lambda parts: tuple(vjp([parts.values.get(i) for i in range(n)])), (), {}, outputs[0])
     hub.parents, hub.kept = tuple(parents), True
     if n == 1:  # no need for a second one
         hub.vjp = lambda g: tuple(vjp([g]))
         return _given(outputs[0], hub)
     hub.shape = hub.dtype = None
     for i, out in enumerate(outputs):
-        node = Node(op, _part(i), (), {}, out)
+        node = CallNode(op, _part(i), (), {}, out)
         node.parents = (hub,)
         _given(out, node)
     return hub
 
 
-def _given(out: Tensor, node: Node) -> Node:
+def _given(out: Tensor, node: CallNode) -> CallNode:
     out._node, out._requires_grad = node, True
     return node
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import operator
 import warnings
 import weakref
@@ -12,18 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinygrad_llm.autograd.arrays import as_array
 from tinygrad_llm.autograd.backward import backward
 from tinygrad_llm.autograd.copying import Memory, array_at, place_of
-from tinygrad_llm.autograd.graph import (
-    AnomalyError,
-    AutogradError,
-    InferenceError,
-    Node,
-    Unwatched,
-    Version,
-    WriteError,
-    root,
-)
+from tinygrad_llm.autograd.errors import AnomalyError, AutogradError, InferenceError, WriteError
+from tinygrad_llm.autograd.graph import Node, Unwatched, Version, root
 from tinygrad_llm.autograd.hooks import Hooks, RemovableHandle, hooks_of
 from tinygrad_llm.autograd.leaves import check_gradient, set_data
 from tinygrad_llm.autograd.modes import (
@@ -36,7 +28,7 @@ from tinygrad_llm.autograd.modes import (
     is_inference_mode_enabled,
 )
 from tinygrad_llm.autograd.views import View, family
-from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, Op, ShapeError
+from tinygrad_llm.ops import IndexRangeError, Op, ShapeError
 from tinygrad_llm.ops.opaque import as_values
 
 
@@ -100,7 +92,8 @@ class Tensor:
             raise TypeError(f"Tensor: data: got {data!r}, expected a sequence or an array, on 'cpu'; "
                             "use tensor() for a number, zeros() for a size")
         self._begin(data._array if isinstance(data, Tensor) else as_array(data, np.float32))
-        self._counter = data._counter if isinstance(data, Tensor) else self._counter
+        if isinstance(data, Tensor):
+            self._counter = data._counter
 
     @classmethod
     def of(cls, data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
@@ -395,14 +388,12 @@ class Tensor:
         if "out" in kwargs:
             raise TypeError(f"{ufunc.__name__}: got an ndarray to write a tensor's values into (out=, or +=), expected none: "
                             "a gradient cannot follow; use a + b")
-        plain = _plain(inputs, _read_only)
-        result = getattr(ufunc, method)(*plain, **kwargs)
-        return _constant(ufunc, result)
+        return _constant(ufunc, getattr(ufunc, method)(*unwrapped(inputs, _read_only), **kwargs))
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if function in NUMPY:
             return NUMPY[function](*args, **kwargs)
-        plain, options = _plain(args, _read_only), _plain(kwargs, _read_only)
+        plain, options = unwrapped(args, _read_only), unwrapped(kwargs, _read_only)
         return _constant(function, function._implementation(*plain, **options))
 
     def __apply_op__(self, op: Op, *args: Any, **options: Any) -> Tensor:
@@ -487,12 +478,12 @@ def _constant(function: Any, result: Any) -> Any:
     return Tensor.from_array(as_values(result)) if is_array else result
 
 
-def _plain(values: Any, show: Callable[[np.ndarray], np.ndarray] = lambda a: a) -> Any:
+def unwrapped(values: Any, show: Callable[[np.ndarray], np.ndarray] = lambda a: a) -> Any:
     """Arrays in place of tensors, as `show` shows them, also inside tuples, lists and dictionaries."""
     if isinstance(values, dict):
-        return {k: _plain(v, show) for k, v in values.items()}
+        return {k: unwrapped(v, show) for k, v in values.items()}
     if isinstance(values, tuple | list):
-        return type(values)([_plain(v, show) for v in values])
+        return type(values)([unwrapped(v, show) for v in values])
     return show(values._array) if isinstance(values, Tensor) else values
 
 
@@ -503,66 +494,7 @@ def _read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
-def unwrap_index(index: Any) -> Any:
-    """An index as NumPy takes it: tensors become arrays. Of integers alone, or of nothing, it gets an ellipsis, or the element
-    that it names would be a copy, where torch gives a view."""
-    if not isinstance(index, tuple):
-        return unwrap_index((index,)) if _is_integer(index) else _part(index)
-    parts = tuple([int(p) if _is_integer(p) else _part(p) for p in index])
-    return (*parts, ...) if all(type(p) is int for p in parts) else parts
-
-
-def _part(part: Any) -> Any:
-    """Part of an index: of a tensor its memory, which is watched; of an array a copy, for nobody would see a write to it.
-
-    Errors: DtypeError for an array of uint8, which is a mask to torch and places to NumPy.
-    """
-    own = isinstance(part, np.ndarray) and is_grad_enabled() and active_recorder() is None
-    part = part.copy() if own else _plain([part])[0]
-    if getattr(part, "dtype", None) == np.uint8:
-        raise DtypeError("index: got dtype uint8, a mask to torch and places to NumPy, expected int64 (places) or bool (mask)")
-    return part
-
-
 def tensors_of(index: Any) -> tuple[Tensor, ...]:
     """The tensors of an index."""
     parts = index if isinstance(index, tuple | list) else (index,)
     return tuple([p for p in parts if isinstance(p, Tensor)])
-
-
-def _is_integer(part: Any) -> bool:
-    if isinstance(part, Tensor | np.ndarray):
-        number = part if isinstance(part, np.ndarray) else part._array  # a batched one stays: it is another for each example
-        return not part.ndim and part.dtype.kind in "iu" and not hasattr(number, "__record_call__")
-    return isinstance(part, int | np.integer) and not isinstance(part, bool)
-
-
-def as_array(data: Any, dtype: Any = None) -> np.ndarray:
-    """A new array of the data. Python floats become float32, as in torch; arrays keep their dtype."""
-    if isinstance(data, Tensor) and active_recorder() is None:
-        return np.array(data._array, dtype=dtype)
-    if isinstance(data, Tensor):
-        return data.__values__().astype(data.dtype if dtype is None else dtype)
-    if hasattr(data, "__record_call__"):  # of a function that is being recorded: a copy would be dropped anyway
-        return data if dtype is None else data.astype(dtype)
-    try:
-        array = np.array(data, dtype=dtype)
-    except OverflowError as error:
-        raise ArgumentError(f"tensor: data: got {data!r:.80}, expected numbers that the dtype can hold: {error}") from None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"tensor: data: got {type(data).__name__}, expected numbers in a regular nesting: {error}") from None
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"tensor: data: got dtype {array.dtype}, expected real numbers or booleans")
-    if dtype is None and array.dtype.kind == "f" and isinstance(data, tuple | list):
-        return array.astype(functools.reduce(np.promote_types, _float_dtypes(data), np.dtype(np.float16)))
-    return array.astype(np.float32) if dtype is None and type(data) is float else array
-
-
-def _float_dtypes(data: Any) -> set[np.dtype]:
-    """The floating dtypes of the elements of nested lists: float32 for Python's floats."""
-    if isinstance(data, tuple | list):
-        return set().union(*map(_float_dtypes, data)) or {np.dtype(np.float32)}
-    if isinstance(data, float) and not isinstance(data, np.generic):
-        return {np.dtype(np.float32)}
-    dtype = getattr(data, "dtype", None)
-    return {dtype} if dtype is not None and dtype.kind == "f" else set()

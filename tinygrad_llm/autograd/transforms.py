@@ -14,7 +14,8 @@ import numpy as np
 
 from tinygrad_llm.autograd.backward import gradients_at
 from tinygrad_llm.autograd.batching import Batched, has_level, highest, one_by_one
-from tinygrad_llm.autograd.graph import AutogradError, Node
+from tinygrad_llm.autograd.errors import AutogradError
+from tinygrad_llm.autograd.graph import Node
 from tinygrad_llm.autograd.modes import enable_grad, is_grad_enabled
 from tinygrad_llm.autograd.tensor import Tensor
 from tinygrad_llm.autograd.trees import FormError, flatten, same_leaves, tree_map

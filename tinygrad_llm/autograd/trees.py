@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tinygrad_llm.autograd.graph import AutogradError
+from tinygrad_llm.autograd.errors import AutogradError
 
 
 class FormError(AutogradError, ValueError, TypeError):

@@ -15,7 +15,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import batching
 from tinygrad_llm.autograd.batching import Batched, Level, has_level
-from tinygrad_llm.autograd.graph import AutogradError
+from tinygrad_llm.autograd.errors import AutogradError
 from tinygrad_llm.autograd.modes import active_recorder, is_grad_enabled, recording
 from tinygrad_llm.autograd.tensor import Tensor, apply
 from tinygrad_llm.autograd.trees import flatten, open_tree

@@ -16,8 +16,9 @@ import numpy as np
 
 from tinygrad_llm.autograd.batching import at
 from tinygrad_llm.autograd.errors import InferenceError, WriteError
+from tinygrad_llm.autograd.indices import unwrap_index
 from tinygrad_llm.autograd.modes import check_write, is_grad_enabled, is_inference_mode_enabled, no_grad
-from tinygrad_llm.autograd.tensor import Tensor, apply, tensors_of, unwrap_index
+from tinygrad_llm.autograd.tensor import Tensor, apply, tensors_of
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, Vjp, op
 from tinygrad_llm.ops.numbers import held

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, as_array, is_grad_enabled
-from tinygrad_llm.autograd.modes import active_recorder
 from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, Op, elementwise
 from tinygrad_llm.ops.numbers import wrapped
 from tinygrad_llm.ops.opaque import as_values
@@ -54,12 +53,6 @@ def as_array_like(value: Any) -> Any:
     if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value):
         raise TypeError(f"operand: got a {type(value).__name__} of tensors, expected one tensor; stack() makes one of several")
     return Tensor.from_array(as_array(value))
-
-
-def as_index(value: Any) -> Any:
-    """An index as an array: of a tensor its own memory, which is watched; of an array a copy, for nobody would see a write."""
-    own = isinstance(value, np.ndarray) and is_grad_enabled() and active_recorder() is None
-    return value.copy() if own else as_values(value)
 
 
 def no_view(result: Tensor) -> Tensor:

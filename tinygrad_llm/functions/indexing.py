@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.autograd import Tensor, apply, unwrap_index
-from tinygrad_llm.functions.base import as_array_like, as_index, axis_of, no_view, only, spelled
+from tinygrad_llm.autograd import Tensor, apply, as_index, unwrap_index
+from tinygrad_llm.functions.base import as_array_like, axis_of, no_view, only, spelled
 from tinygrad_llm.functions.elementwise import add, broadcast_shape, mul, where
 from tinygrad_llm.functions.shapes import broadcast_to, copied, getitem, reshape
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, shape

@@ -1,0 +1,42 @@
+"""Arrays of what users give for data: numbers, nested lists, arrays, tensors."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from tinygrad_llm.autograd.modes import active_recorder
+from tinygrad_llm.ops import ArgumentError
+
+
+def as_array(data: Any, dtype: Any = None) -> np.ndarray:
+    """A new array of the data. Python floats become float32, as in torch; arrays keep their dtype."""
+    if hasattr(data, "__values__") and active_recorder() is None:
+        return np.array(data._array, dtype=dtype)
+    if hasattr(data, "__values__"):
+        return data.__values__().astype(data.dtype if dtype is None else dtype)
+    if hasattr(data, "__record_call__"):  # of a function that is being recorded: a copy would be dropped anyway
+        return data if dtype is None else data.astype(dtype)
+    try:
+        array = np.array(data, dtype=dtype)
+    except OverflowError as error:
+        raise ArgumentError(f"tensor: data: got {data!r:.80}, expected numbers that the dtype can hold: {error}") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"tensor: data: got {type(data).__name__}, expected numbers in a regular nesting: {error}") from None
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"tensor: data: got dtype {array.dtype}, expected real numbers or booleans")
+    if dtype is None and array.dtype.kind == "f" and isinstance(data, tuple | list):
+        return array.astype(functools.reduce(np.promote_types, _float_dtypes(data), np.dtype(np.float16)))
+    return array.astype(np.float32) if dtype is None and type(data) is float else array
+
+
+def _float_dtypes(data: Any) -> set[np.dtype]:
+    """The floating dtypes of the elements of nested lists: float32 for Python's floats."""
+    if isinstance(data, tuple | list):
+        return set().union(*map(_float_dtypes, data)) or {np.dtype(np.float32)}
+    if isinstance(data, float) and not isinstance(data, np.generic):
+        return {np.dtype(np.float32)}
+    dtype = getattr(data, "dtype", None)
+    return {dtype} if dtype is not None and dtype.kind == "f" else set()
