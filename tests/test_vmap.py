@@ -225,6 +225,27 @@ def test_programs_give_what_torch_gives(program, seed):
     same(program(ours, func, *map(ours.tensor, arrays)), program(torch, torch.func, *map(torch.tensor, arrays)))
 
 
+def scaled_ensemble(m):
+    class Scaled(m.nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.weight = m.nn.Parameter(m.ones(2) * scale)
+            self.register_buffer("scale", m.tensor([scale, 3.0]))
+
+        def forward(self, x):
+            return x * self.weight * self.scale
+
+    models = [Scaled(s) for s in (2.0, 5.0)]
+    parameters, buffers = m.func.stack_module_state(models)
+    run = lambda p, b, x: m.func.functional_call(models[0], (p, b), (x,))  # noqa: E731
+    out = m.func.vmap(run, (0, 0, None))(parameters, buffers, m.ones(2))
+    return buffers["scale"].tolist(), buffers["scale"].requires_grad, out.tolist()
+
+
+def test_an_ensembles_buffers_are_stacked_too():
+    assert scaled_ensemble(ours) == scaled_ensemble(torch)
+
+
 def test_an_ensemble_of_modules():
     models = [Linear(3, 2, dtype=np.float64) for _ in range(4)]
     stacked, _ = func.stack_module_state(models)

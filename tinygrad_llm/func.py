@@ -23,16 +23,22 @@ __all__ = [
 def stack_module_state(models: Sequence[Module]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(parameters, buffers) of modules of one kind, each stacked under its name along a new first axis: for vmap over models.
 
-    The parameters are new leaves; modules have no buffers here. Errors: AutogradError for none, for modules of different
-    classes or parameters, and where some are in training and some are not.
+    The parameters are new leaves. Errors: AutogradError for none, for modules of different classes, parameters or buffers, and
+    where some are in training and some are not.
     """
-    kinds = {(type(model), model.training, tuple((n, p.shape) for n, p in model.named_parameters())) for model in models}
+    states = [(dict(model.named_parameters()), dict(model.named_buffers())) for model in models]
+    kinds = {(type(model), model.training, *[tuple((n, t.shape) for n, t in kind.items()) for kind in state])
+             for model, state in zip(models, states)}
     if len(kinds) != 1:
         raise AutogradError(f"stack_module_state: models: got {len(models)} of {len(kinds)} kinds, expected at least one, all "
-                            "of one class, with parameters of the same shapes, and all in training or none")
-    each = [dict(model.named_parameters()) for model in models]
-    first = each[0]
-    return {name: Tensor.of(np.stack([p[name].numpy() for p in each]), first[name].requires_grad) for name in first}, {}
+                            "of one class, with parameters and buffers of the same shapes, and all in training or none")
+    parameters, buffers = [_stacked(kind) for kind in zip(*states)]
+    return parameters, buffers
+
+
+def _stacked(each: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: Tensor.of(np.stack([tensors[name].numpy() for tensors in each]), first.requires_grad)
+            for name, first in each[0].items()}
 
 
 def functional_call(
