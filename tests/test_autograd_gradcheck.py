@@ -236,10 +236,9 @@ def test_gradcheck_answers_as_torchs(call):
         assert mine is theirs
 
 
-def test_gradcheck_under_no_grad_checks_all_the_same():
-    with no_grad():
-        assert gradcheck(lambda x: x * x, inputs(0)) is True
-        assert gradcheck(wrong, inputs(0), raise_exception=False) is False
+def test_gradcheck_under_no_grad_is_refused_as_in_torch():
+    with no_grad(), pytest.raises(GradcheckError, match="got no_grad"):
+        gradcheck(lambda x: x * x, inputs(0))
 
 
 def test_second_gradients_with_cotangents_that_have_gaps():

@@ -181,3 +181,52 @@ def test_the_gradient_of_a_frozen_weight_is_not_computed():
     w.requires_grad_()
     apply(op, x, w).sum().backward()
     assert calls == [1]
+
+
+def masked_attention(m, x):
+    q = x.reshape(1, 1, 2, 2)
+    return m.nn.functional.scaled_dot_product_attention(q, q, q, m.tensor([[True, False], [True, True]]))
+
+
+READ_BY_TORCH = {  # which of the input and the result torch's gradient reads
+    "relu": (lambda m, x: m.relu(x), "result"), "sigmoid": (lambda m, x: m.sigmoid(x), "result"),
+    "reciprocal": (lambda m, x: m.reciprocal(x), "result"), "rsqrt": (lambda m, x: m.rsqrt(x), "result"),
+    "prod": (lambda m, x: x.prod(), "input result"), "prod of an axis": (lambda m, x: x.prod(0), "input result"),
+    "amax": (lambda m, x: x.amax(0), "input result"), "amin": (lambda m, x: x.amin(), "input result"),
+    "max": (lambda m, x: x.max(), "input result"), "min": (lambda m, x: x.min(), "input result"),
+    "var": (lambda m, x: x.var(), "input"), "var of an axis": (lambda m, x: x.var(0), "input"),
+    "std": (lambda m, x: x.std(), "input result"), "norm": (lambda m, x: m.norm(x), "input result"),
+    "norm 1": (lambda m, x: m.norm(x, 1), "input result"), "norm inf": (lambda m, x: m.norm(x, float("inf")), "input result"),
+    "norm 3": (lambda m, x: m.norm(x, 3), "input result"),
+    "attention with a mask": (masked_attention, "input result"),
+}
+
+
+@pytest.mark.parametrize("written", ["input", "result"])
+@pytest.mark.parametrize("name", READ_BY_TORCH)
+def test_a_write_to_what_torchs_gradient_reads_is_refused_as_in_torch(name, written):
+    call, read = READ_BY_TORCH[name]
+    refused = []
+    for m in (torch, tg):
+        leaf = m.tensor([0.5, 1.5, 2.0, 0.25], requires_grad=True)
+        x = leaf * 1
+        y = call(m, x)
+        with m.no_grad():
+            (x if written == "input" else y).mul_(3)
+        try:
+            y.sum().backward()
+            refused.append(False)
+        except RuntimeError:
+            refused.append(True)
+    assert refused[0] == (written in read)
+    assert refused[1] or not refused[0]  # the gradients of reciprocal and rsqrt read the operand here
+
+
+def test_a_norm_with_p_0_has_no_gradient():
+    for m in (torch, tg):
+        x = m.tensor([0.0, 2.0], requires_grad=True)
+        y = m.norm(x, 0)
+        assert y.requires_grad
+        assert y.item() == 1
+        y.backward()
+        assert x.grad is None

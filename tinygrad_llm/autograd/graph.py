@@ -65,7 +65,8 @@ class Node:
         saved = saved_arrays(vjp)
         self.kept = bool(saved)
         roots = {id(root(a)) for a in saved if not isinstance(a, np.generic)}
-        self.saved = _versions(roots, (*args, out)) + tuple([(t._counter, t._counter.count) for t in watched])
+        self.saved = _versions(roots, (*args, out))
+        self.watch(*watched)
         self.inputs: tuple[Any, ...] | None = None
         if any(a.dtype.kind == "f" for a in saved):
             plain = isinstance(vjp, Each) and all(isinstance(a, np.ndarray | np.generic) for a in saved)
@@ -101,6 +102,10 @@ class Node:
         self.check_saved()
         found = tuple([None if g is None else gradient.wrap(np.asarray(g)) for g in self.vjp(gradient._array)])
         return found[0] if len(found) == 1 else found
+
+    def watch(self, *tensors: Any) -> None:
+        """Refuse in backward where one of the tensors was written to since."""
+        self.saved += tuple([(t._counter, t._counter.count) for t in tensors if hasattr(t, "_counter")])
 
     def check_saved(self, runs_again: bool = False) -> None:
         """AutogradError where an array that the vjp closes over, or an input if the op runs again, was written to since."""

@@ -172,6 +172,26 @@ def summable(name: str, input: Any, dtype: Any = None) -> Any:
     return x if dtype is None else to(x, dtype)
 
 
+def guarded(*what: str) -> Callable[[F], F]:
+    """@guarded("input", "result"): backward refuses where the operands, or the result, were written to since.
+
+    torch's gradient reads them, and torch refuses. The gradient here does not, and would be right. It is refused all the
+    same, so that what runs here runs in torch.
+    """
+
+    def wrap(function: F) -> F:
+        @functools.wraps(function)
+        def call(*args: Any, **options: Any) -> Tensor:
+            out: Tensor = function(*args, **options)
+            if out._node is not None:
+                out._node.watch(*(args or options.values()) if "input" in what else (), *(out,) if "result" in what else ())
+            return out
+
+        return call  # type: ignore[return-value]
+
+    return wrap
+
+
 # Ops as functions --------------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from tinygrad_llm.functions.base import (
     as_operand,
     binary,
     floating,
+    guarded,
     promoted,
     result_type,
     to,
@@ -22,12 +23,12 @@ from tinygrad_llm.ops import ArgumentError, DtypeError, ShapeError, elementwise,
 from tinygrad_llm.ops.numbers import held
 from tinygrad_llm.ops.opaque import any_of, as_values
 
-neg, abs, relu = unary(elementwise.neg), unary(elementwise.abs), unary(elementwise.relu)
+neg, abs, relu = unary(elementwise.neg), unary(elementwise.abs), guarded("result")(unary(elementwise.relu))
 exp, expm1 = unary(elementwise.exp, real=True), unary(elementwise.expm1, real=True)
 log, log1p = unary(elementwise.log, real=True), unary(elementwise.log1p, real=True)
 sqrt, tanh = unary(elementwise.sqrt, real=True), unary(elementwise.tanh, real=True)
 sin, cos = unary(elementwise.sin, real=True), unary(elementwise.cos, real=True)
-sigmoid, erf = unary(elementwise.sigmoid, real=True), unary(elementwise.erf, real=True)
+sigmoid, erf = guarded("result")(unary(elementwise.sigmoid, real=True)), unary(elementwise.erf, real=True)
 
 mul, maximum, minimum = binary(elementwise.mul), binary(elementwise.maximum), binary(elementwise.minimum)
 _add, _sub = binary(elementwise.add), binary(elementwise.sub)
@@ -107,11 +108,13 @@ def square(input: Any) -> Tensor:
     return apply(elementwise.square, to(x, np.int64) if x.dtype == np.bool_ else x)
 
 
+@guarded("result")
 def reciprocal(input: Any) -> Tensor:
     """1 / x.   dx = −g / x²"""
     return div(1.0, floating(input))
 
 
+@guarded("result")
 def rsqrt(input: Any) -> Tensor:
     """1 / √x.   dx = −g / (2 x √x)"""
     return div(1.0, sqrt(input))

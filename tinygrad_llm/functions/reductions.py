@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_llm.autograd import Tensor, apply
+from tinygrad_llm.autograd import Function, Tensor, apply
 from tinygrad_llm.functions.base import (
     Dim,
     as_array_like,
@@ -16,6 +16,7 @@ from tinygrad_llm.functions.base import (
     axis_of,
     dims_of,
     floating,
+    guarded,
     in_single,
     no_view,
     numeric,
@@ -25,7 +26,7 @@ from tinygrad_llm.functions.base import (
     to,
     whole,
 )
-from tinygrad_llm.functions.elementwise import abs, maximum, minimum, mul, pow, sqrt, square, where, without_slope
+from tinygrad_llm.functions.elementwise import abs, maximum, minimum, mul, pow, sqrt, square, where
 from tinygrad_llm.functions.indexing import take_along_dim
 from tinygrad_llm.functions.shapes import cat, copied, reshape, squeeze, transpose
 from tinygrad_llm.ops import ArgumentError, Op, elementwise, nn, reduce
@@ -64,12 +65,14 @@ def mean(input: Any, dim: Dim = None, keepdim: bool = False, *, dtype: Any = Non
 
 
 @spelled
+@guarded("input", "result")
 def amax(input: Any, dim: Dim = (), keepdim: bool = False) -> Tensor:
     """The largest over dim; ties share the gradient."""
     return _reduced(as_array_like(input), reduce.amax, dim, keepdim)
 
 
 @spelled
+@guarded("input", "result")
 def amin(input: Any, dim: Dim = (), keepdim: bool = False) -> Tensor:
     """The smallest over dim; ties share the gradient."""
     return _reduced(as_array_like(input), reduce.amin, dim, keepdim)
@@ -93,6 +96,7 @@ def min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None
     return _of_all(x, reduce.min_of_all, keepdim) if dim is None else _chosen("min", np.argmin, x, dim, keepdim)
 
 
+@guarded("input", "result")
 @in_single
 def _of_all(x: Any, op: Op, keepdim: bool) -> Tensor:
     return no_view(reshape(apply(op, x), (1,) * x.ndim)) if keepdim else apply(op, x)
@@ -135,6 +139,7 @@ def _index_of(name: str, find: Any, input: Any, dim: int | None, keepdim: bool) 
 
 
 @spelled
+@guarded("result")
 def prod(input: Any, dim: int | None = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """Π over dim (None: over all axes); 1 over nothing. Integers and booleans give int64.
 
@@ -178,6 +183,7 @@ def logsumexp(input: Any, dim: Dim, keepdim: bool = False) -> Tensor:
 
 
 @spelled
+@guarded("input")
 def var(
     input: Any, dim: Dim = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float | None = None
 ) -> Tensor:
@@ -211,6 +217,7 @@ def _undetermined(squares: Tensor, x: Any, central: Any, dim: Dim, keepdim: bool
 
 
 @spelled
+@guarded("input", "result")
 def std(
     input: Any, dim: Dim = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: float | None = None
 ) -> Tensor:
@@ -265,6 +272,7 @@ def _along_last(x: Any, op: Op, dim: int) -> Tensor:
 
 
 @spelled
+@guarded("result")
 def vector_norm(input: Any, ord: float = 2, dim: Dim = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     """(Σ |x|ᵖ)^(1/p) over dim, p = ord: torch.linalg.vector_norm. ±∞: the largest or smallest |x|; 0: how many are not 0.
 
@@ -280,13 +288,24 @@ def vector_norm(input: Any, ord: float = 2, dim: Dim = None, keepdim: bool = Fal
 def _vector_norm(x: Any, ord: float, dim: Dim, keepdim: bool) -> Tensor:
     dim = dims_of("vector_norm", x, dim)
     if ord == 0:
-        count = np.sum(as_values(x) != 0, axes_of("vector_norm", x, dim), keepdims=keepdim)
-        return without_slope(count.astype(x.dtype), x)
+        return _NotZero.apply(x, axes_of("vector_norm", x, dim), keepdim)
     if math.isinf(ord):
         return (amax if ord > 0 else amin)(abs(x), dim, keepdim)
     if ord in (1, 2):
         return sum(abs(x), dim, keepdim) if ord == 1 else _root(sum(square(x), dim, keepdim), 2)
     return _root(sum(_powers(abs(x), ord), dim, keepdim), ord)
+
+
+class _NotZero(Function):
+    """How many are not 0. There is no gradient: torch has none either, not one of zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], keepdim: bool) -> Tensor:
+        return Tensor.from_array(np.sum(as_values(x) != 0, axes, keepdims=keepdim).astype(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
+        return None, None, None
 
 
 def _powers(x: Tensor, p: float) -> Tensor:

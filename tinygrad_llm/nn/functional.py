@@ -36,7 +36,17 @@ from tinygrad_llm.functions import (
     unsqueeze,
     where,
 )
-from tinygrad_llm.functions.base import as_array_like, in_single, no_view, only, only_floats, promoted, whole, whole_tuple
+from tinygrad_llm.functions.base import (
+    as_array_like,
+    guarded,
+    in_single,
+    no_view,
+    only,
+    only_floats,
+    promoted,
+    whole,
+    whole_tuple,
+)
 from tinygrad_llm.functions.elementwise import broadcast_shape
 from tinygrad_llm.functions.shapes import copied
 from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, ShapeError, linalg, losses, nn
@@ -255,6 +265,7 @@ def _uniform(like: Any, generator: np.random.Generator, out: Any = None) -> Any:
     return drawn
 
 
+@guarded("result")
 @in_single
 def scaled_dot_product_attention(
     query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0, is_causal: bool = False,
