@@ -16,7 +16,7 @@ import numpy as np
 import tinygrad_llm
 from tinygrad_llm import parity
 from tinygrad_llm.cli import check_text as text
-from tinygrad_llm.cli.command import PROGRAM, Command, Run
+from tinygrad_llm.cli.command import PROGRAM, Command, Run, check_writable
 from tinygrad_llm.cli.errors import UserError, notes_unless_refused
 from tinygrad_llm.cli.model_options import ModelOptions
 from tinygrad_llm.cli.settings import at_least_zero, integer, number, one_of, option, switch, word
@@ -79,6 +79,7 @@ class Settings(ModelOptions):
 
 def run(job: Run) -> int:
     """Prints the comparisons; 0 where all are equal, 1 where one is not."""
+    check_writable(job.settings.json, job.settings.html)
     for name, other in MODES.items():
         if getattr(job.settings, name) is not None:
             return other(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -132,3 +133,13 @@ def prepare(command: Command, namespace: argparse.Namespace, reference: Callable
     if namespace.print_config:
         return to_toml(settings)
     return Run(settings, chosen, reference)
+
+
+def check_writable(*files: str | None) -> None:
+    """OSError where one of the files cannot be written: said before the work, so that its result is not lost."""
+    for name in filter(None, files):
+        new = not os.path.lexists(name)
+        with open(name, "ab"):
+            pass
+        if new:
+            os.remove(name)

@@ -14,7 +14,7 @@ from tinygrad_llm.capture.compiled import record
 from tinygrad_llm.capture.passes import optimize
 from tinygrad_llm.capture.profile import Profile, Share, peaks, profile, seconds_of
 from tinygrad_llm.capture.replay import Replay
-from tinygrad_llm.cli.command import Command, Run
+from tinygrad_llm.cli.command import Command, Run, check_writable
 from tinygrad_llm.cli.errors import PROGRAM
 from tinygrad_llm.cli.model_options import ModelOptions
 from tinygrad_llm.cli.settings import integer, option, switch, word
@@ -46,6 +46,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 def run(job: Run) -> int:
     """Prints the tables, or the program."""
     settings = job.settings
+    check_writable(settings.trace)
     model = Transformer(settings.transformer_config(settings.vocab_size))
     replay, optimizer = _step(model, settings)
     if settings.program:
