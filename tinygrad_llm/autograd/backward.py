@@ -48,9 +48,10 @@ def backward(
 
     def arrive(place: Any, gradient: Any, owned: bool) -> None:
         holder = holders.get(id(place), place)
-        if holder.requires_grad and not holder.retains_grad:  # or it has it already
+        if holder._requires_grad and (holder._node is None or not holder.retains_grad):  # or it has it already
             accumulate(holder, gradient, owned, create_graph)
-            run_accumulated(holder)
+            if holder._hooks is not None:
+                run_accumulated(holder)
 
     with set_grad_enabled(create_graph):
         for found in _walk(tensors, gradients, list(holders), retain_graph, create_graph, early=arrive):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 
 from tinygrad_llm.autograd.errors import AutogradError, InferenceError
 from tinygrad_llm.autograd.hooks import Hooks, MultiGradHook, RemovableHandle, hooks_of
-from tinygrad_llm.autograd.modes import calling_line, is_anomaly_enabled
+from tinygrad_llm.autograd.modes import calling_line, current
 from tinygrad_llm.ops import Op, Vjp
 from tinygrad_llm.ops.closures import Each, saved_arrays
 
@@ -57,23 +58,42 @@ class Node:
         self, op: Op, vjp: Vjp, args: tuple[Any, ...], options: dict[str, Any], out: Any, watched: tuple[Any, ...] = ()
     ) -> None:
         self.op = op
-        self.parents = tuple([_parent(a) for a in args])
+        # who made a tensor, or the tensor itself where it is a leaf, or None for a constant
+        self.parents = tuple([a._node or a if getattr(a, "_requires_grad", False) else None for a in args])
         vjp = vjp.only(self.parents) if isinstance(vjp, Each) else vjp
         self.vjp: Vjp | None = vjp
         self.options = options
         self.shape, self.dtype = out.shape, out.dtype
         saved = saved_arrays(vjp)
         self.kept = bool(saved)
-        roots = {id(root(a)) for a in saved if not isinstance(a, np.generic)}
-        self.saved = _versions(roots, (*args, out))
-        self.watch(*watched)
+        self.saved: tuple[tuple[Version, int], ...] = ()
+        self.given: tuple[tuple[Version, int], ...] = ()
         self.inputs: tuple[Any, ...] | None = None
-        if any(a.dtype.kind == "f" for a in saved):
-            plain = isinstance(vjp, Each) and all(isinstance(a, np.ndarray | np.generic) for a in saved)
-            self.inputs = _needed(args, roots, out) if plain else args
-        self.given = tuple([(a._counter, a._counter.count) for a in self.inputs or () if hasattr(a, "_counter")])
-        self.line = calling_line() if is_anomaly_enabled() else None
+        if saved:
+            self._hold(saved, args, out)
+        if watched:
+            self.watch(*watched)
+        self.line = calling_line() if current.anomaly else None
         self.number, self._hooks = next(_NUMBERS), None
+
+    def _hold(self, saved: list[Any], args: tuple[Any, ...], out: Any) -> None:
+        """Note the versions of the tensors whose memory the vjp closes over, and what create_graph needs of the arguments."""
+        roots, floats, plain = set(), False, isinstance(self.vjp, Each)
+        for a in saved:
+            floats = floats or a.dtype.kind == "f"
+            if not isinstance(a, np.generic):
+                roots.add(id(a if a.base is None else root(a)))
+                plain = plain and isinstance(a, np.ndarray)
+        held = [t if hasattr(t, "_counter") and id(root(t._array)) in roots else None for t in (*args, out)]
+        self.saved = tuple([(t._counter, t._counter.count) for t in held if t is not None])
+        if Unwatched in [type(version) for version, _ in self.saved]:
+            raise InferenceError("backward: got an inference tensor to save for it, expected an ordinary one; make a clone() "
+                                 "of it outside of inference_mode()")
+        if floats:  # zeros that take no memory stand for arguments whose values no gradient that is wanted depends on
+            self.inputs = args if not plain or held[-1] is not None else tuple([
+                a if h is not None or not hasattr(a, "_counter") else _nothing(a.wrap, a.shape, a.dtype)
+                for a, h in zip(args, held)])
+            self.given = tuple([(a._counter, a._counter.count) for a in self.inputs if hasattr(a, "_counter")])
 
     def __repr__(self) -> str:
         return f"<{self.op.name} {self.shape}>"
@@ -177,13 +197,6 @@ def register_multi_grad_hook(tensors: Any, fn: Callable[..., Any], *, mode: str 
     return MultiGradHook([t.grad_fn or t for t in tensors], fn, mode)
 
 
-def _parent(arg: Any) -> Any:
-    """The node that made a tensor, or the tensor itself where it is a leaf, or None for a constant."""
-    if not getattr(arg, "requires_grad", False):
-        return None
-    return arg._node or arg
-
-
 def root(array: Any) -> Any:
     """The array whose memory a view shows."""
     while isinstance(array.base, np.ndarray) or hasattr(array.base, "__record_call__"):
@@ -191,18 +204,7 @@ def root(array: Any) -> Any:
     return array
 
 
-def _versions(roots: set[int], tensors: tuple[Any, ...]) -> tuple[tuple[Version, int], ...]:
-    """(version, count now) of each of the tensors whose memory, of which these are the ids, the vjp closes over."""
-    held = [t._counter for t in tensors if hasattr(t, "_counter") and id(root(t._array)) in roots]
-    if any(isinstance(version, Unwatched) for version in held):
-        raise InferenceError("backward: got an inference tensor to save for it, expected an ordinary one; make a clone() of it "
-                             "outside of inference_mode()")
-    return tuple([(version, version.count) for version in held])
-
-
-def _needed(args: tuple[Any, ...], roots: set[int], out: Any) -> tuple[Any, ...]:
-    """The arguments, with zeros that take no memory for those whose values no gradient that is wanted depends on."""
-    if id(root(out._array)) in roots:
-        return args
-    return tuple([a if not hasattr(a, "_counter") or id(root(a._array)) in roots
-                  else a.wrap(np.broadcast_to(np.zeros((), a.dtype), a.shape)) for a in args])
+@functools.lru_cache(256)
+def _nothing(wrap: Callable[[Any], Any], shape: tuple[int, ...], dtype: np.dtype) -> Any:
+    """A constant tensor of zeros that takes no memory and may only be read."""
+    return wrap(np.broadcast_to(np.zeros((), dtype), shape))

@@ -23,22 +23,22 @@ class _Modes(threading.local):
     recorder: Any = None
 
 
-_modes = _Modes()
+current = _Modes()
 
 
 def is_grad_enabled() -> bool:
     """Whether ops record what backward needs."""
-    return _modes.grad
+    return current.grad
 
 
 def is_anomaly_enabled() -> bool:
     """Whether each node remembers the line that called its op."""
-    return _modes.anomaly
+    return current.anomaly
 
 
 def is_anomaly_check_nan_enabled() -> bool:
     """Whether each result is searched for NaN and infinity."""
-    return _modes.anomaly and _modes.check_nan
+    return current.anomaly and current.check_nan
 
 
 class Switch:
@@ -53,7 +53,7 @@ class Switch:
         self._before: list[dict[str, bool]] = []
 
     def __enter__(self) -> None:
-        self._before.append({name: getattr(_modes, name) for name in self._set})
+        self._before.append({name: getattr(current, name) for name in self._set})
         _set(self._set)
 
     def __exit__(self, *exception: Any) -> None:
@@ -85,7 +85,7 @@ class Statement(Switch):
 
 def _set(modes: dict[str, bool]) -> None:
     for name, value in modes.items():
-        setattr(_modes, name, value)
+        setattr(current, name, value)
 
 
 def _wrapped(function: Callable[..., Any], modes: dict[str, bool]) -> Callable[..., Any]:
@@ -196,7 +196,7 @@ def inference_mode(mode: bool | Callable[..., Any] = True) -> Any:
 
 def is_inference_mode_enabled() -> bool:
     """Whether tensors that are made are inference tensors."""
-    return _modes.inference
+    return current.inference
 
 
 def detect_anomaly(check_nan: bool = True) -> Switch:
@@ -221,29 +221,29 @@ def _checked(name: str, argument: str, mode: Any) -> bool:
 
 def active_recorder() -> Any:
     """What records the NumPy calls of this thread (tinygrad_llm.capture), or None."""
-    return _modes.recorder
+    return current.recorder
 
 
 def check_write(name: str, array: Any) -> None:
     """The recorder's error for a write that it cannot record."""
-    if _modes.recorder is not None:
-        _modes.recorder.check_write(name, array)
+    if current.recorder is not None:
+        current.recorder.check_write(name, array)
 
 
 def check_read(name: str) -> None:
     """The recorder's error where values are asked for that a program would not ask for again."""
-    if _modes.recorder is not None:
-        _modes.recorder.check_read(name)
+    if current.recorder is not None:
+        current.recorder.check_read(name)
 
 
 @contextmanager
 def recording(recorder: Any) -> Iterator[None]:
     """Inside, ops run on the arrays of a recorder: see tinygrad_llm.capture.record."""
-    before, _modes.recorder = _modes.recorder, recorder
+    before, current.recorder = current.recorder, recorder
     try:
         yield
     finally:
-        _modes.recorder = before
+        current.recorder = before
 
 
 def calling_line() -> str:

@@ -23,7 +23,7 @@ from tinygrad_llm.autograd.modes import (
     calling_line,
     check_read,
     check_write,
-    is_anomaly_check_nan_enabled,
+    current,
     is_grad_enabled,
     is_inference_mode_enabled,
 )
@@ -102,7 +102,7 @@ class Tensor:
 
     def _begin(self, array: np.ndarray) -> None:
         self._array, self._node, self._requires_grad = array, None, False
-        self._counter = Unwatched() if is_inference_mode_enabled() else Version()
+        self._counter = Unwatched() if current.inference else Version()
         self._grad = self._alias = self._hooks = None
 
     @classmethod
@@ -406,24 +406,25 @@ def apply(op: Op, *args: Any, watched: tuple[Any, ...] = (), **options: Any) -> 
     Of an array that is recorded a copy is kept: nobody could see that it is written to before backward.
     watched    tensors among them decide where a gradient goes (index, mask, target): backward refuses when they were written to
     """
-    recorder, wanted = active_recorder(), is_grad_enabled() and any(isinstance(a, Tensor) and a._requires_grad for a in args)
-    if recorder is None:
+    wanted = current.grad and True in [a._requires_grad for a in args if isinstance(a, Tensor)]
+    if current.recorder is None:
         if wanted:
             args = tuple([a.copy("K") if isinstance(a, np.ndarray) else a for a in args])
         out, vjp = op(*[a._array if isinstance(a, Tensor) else a for a in args], **options)
         if type(out) is not np.ndarray:
             out = as_values(out)
-        elif out.base is not None and not wanted and is_grad_enabled():
+        elif out.base is not None and not wanted and current.grad:
             out = _of_own_memory(op, args, options, out)
     else:
-        args = recorder.operands(op, args, options)
-        out, vjp = recorder.run_op(op, args, options)
+        args = current.recorder.operands(op, args, options)
+        out, vjp = current.recorder.run_op(op, args, options)
     result = Tensor.from_array(out)
     if out.base is not None:
         _note_view(result, op, args, options)
     if wanted and out.dtype.kind == "f":
-        result._node, result._requires_grad = Node(op, vjp, args, options, result, tensors_of(watched)), True
-    if is_anomaly_check_nan_enabled() and out.dtype.kind == "f" and not np.isfinite(out).all():
+        result._node = Node(op, vjp, args, options, result, tensors_of(watched) if watched else ())
+        result._requires_grad = True
+    if current.anomaly and current.check_nan and out.dtype.kind == "f" and not np.isfinite(out).all():
         _check_anomaly(op, args, out)
     return result
 

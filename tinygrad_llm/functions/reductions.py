@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_llm.autograd import Function, Tensor, apply
+from tinygrad_llm.autograd import Tensor, apply
 from tinygrad_llm.functions.base import (
     Dim,
     as_array_like,
@@ -29,7 +29,7 @@ from tinygrad_llm.functions.base import (
 from tinygrad_llm.functions.elementwise import abs, maximum, minimum, mul, pow, sqrt, square, where
 from tinygrad_llm.functions.indexing import take_along_dim
 from tinygrad_llm.functions.shapes import cat, copied, reshape, squeeze, transpose
-from tinygrad_llm.ops import ArgumentError, Op, elementwise, nn, reduce
+from tinygrad_llm.ops import ArgumentError, Op, Vjp, elementwise, nn, reduce
 from tinygrad_llm.ops.opaque import any_of, as_values
 from tinygrad_llm.ops.reduce import axes_of
 
@@ -288,7 +288,7 @@ def vector_norm(input: Any, ord: float = 2, dim: Dim = None, keepdim: bool = Fal
 def _vector_norm(x: Any, ord: float, dim: Dim, keepdim: bool) -> Tensor:
     dim = dims_of("vector_norm", x, dim)
     if ord == 0:
-        return _NotZero.apply(x, axes_of("vector_norm", x, dim), keepdim)
+        return apply(_NOT_ZERO, x, dim=dim, keepdim=keepdim)
     if math.isinf(ord):
         return (amax if ord > 0 else amin)(abs(x), dim, keepdim)
     if ord in (1, 2):
@@ -296,16 +296,12 @@ def _vector_norm(x: Any, ord: float, dim: Dim, keepdim: bool) -> Tensor:
     return _root(sum(_powers(abs(x), ord), dim, keepdim), ord)
 
 
-class _NotZero(Function):
-    """How many are not 0. There is no gradient: torch has none either, not one of zeros."""
+def _not_zero(x: Any, dim: Dim, keepdim: bool) -> tuple[Any, Vjp]:
+    """How many are not 0. It has no gradient, as in torch: not one of zeros."""
+    return np.sum(x != 0, axes_of("vector_norm", x, dim), keepdims=keepdim).astype(x.dtype), lambda g: (None,)
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, axes: tuple[int, ...], keepdim: bool) -> Tensor:
-        return Tensor.from_array(np.sum(as_values(x) != 0, axes, keepdims=keepdim).astype(x.dtype))
 
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, ...]:
-        return None, None, None
+_NOT_ZERO = Op("not_zero", _not_zero, (), {}, "", variadic=True)
 
 
 def _powers(x: Tensor, p: float) -> Tensor:

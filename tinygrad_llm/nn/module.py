@@ -159,7 +159,13 @@ class Module:
 
     def modules(self) -> Iterator[Module]:
         """This module and all below it, each once."""
-        return (module for _, module in self.named_modules())
+        seen, stack = set[Module](), [self]
+        while stack:
+            module = stack.pop()
+            if module not in seen:
+                seen.add(module)
+                yield module
+                stack += [child for _, child in reversed(module._slots("module")) if child is not None]
 
     def _named(self, kind: str, prefix: str, recurse: bool, remove_duplicate: bool) -> Iterator[tuple[str, Any]]:
         seen: set[int] = set()
@@ -341,10 +347,8 @@ def forget_gradients(parameters: Iterable[Tensor], set_to_none: bool) -> None:
     gradients of one call added to those of the one before.
     """
     for p in parameters:
-        if set_to_none or p.grad is None:
-            p.grad = None
-        else:
-            p.grad = (p.grad if p.grad.is_leaf else p.grad.detach()).requires_grad_(False).zero_()
+        g = p._grad
+        p._grad = None if set_to_none or g is None else (g if g.is_leaf else g.detach()).requires_grad_(False).zero_()
 
 
 def _check_state(own: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> None:

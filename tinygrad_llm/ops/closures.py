@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from types import FunctionType, MethodType, ModuleType
+from collections.abc import Callable, Iterable, Sequence
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -37,33 +37,44 @@ def saved_arrays(function: Any) -> list[Any]:
     """The arrays that a vjp holds, in order: in closure variables and defaults, and in functions, partials, tuples, lists and
     dicts among them."""
     found: list[Any] = []
-    _collect(function, found, set())
+    _collect((function,), found, set())
     return found
 
 
-def _collect(value: Any, found: list[Any], seen: set[int]) -> None:
-    kind = type(value)
-    if kind in _PLAIN:
-        return
-    if kind is np.ndarray or isinstance(value, np.ndarray | np.generic) or hasattr(value, "__record_call__"):
-        found.append(value)
-    elif (parts := _parts(value)) and id(value) not in seen:
-        seen.add(id(value))
-        for part in parts:
-            _collect(part, found, seen)
+def _collect(parts: Iterable[Any], found: list[Any], seen: set[int]) -> None:
+    for part in parts:
+        kind = type(part)
+        if kind is CellType:
+            part = _contents(part)
+            kind = type(part)
+        if kind is np.ndarray:
+            found.append(part)
+        elif kind in _PLAIN:
+            continue
+        elif isinstance(part, _HOLDERS):
+            if id(part) not in seen:
+                seen.add(id(part))
+                _collect(_parts(part), found, seen)
+        elif isinstance(part, np.ndarray | np.generic) or hasattr(part, "__record_call__"):
+            found.append(part)
 
 
-def _parts(value: Any) -> Sequence[Any]:
-    """What a value of one of the known kinds consists of."""
+_HOLDERS = (FunctionType, tuple, Each, list, set, frozenset, dict, functools.partial)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """What a value of one of the known kinds consists of; a function of the cells of its closure, and its defaults."""
     if isinstance(value, FunctionType):
-        cells = [_contents(cell) for cell in value.__closure__ or ()]
+        cells = value.__closure__ or ()
+        if value.__defaults__ is None and value.__kwdefaults__ is None:
+            return cells
         return [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    if isinstance(value, tuple | list | set | frozenset):
-        return list(value)
     if isinstance(value, Each):
         return value.functions
+    if isinstance(value, tuple | list | set | frozenset):
+        return value
     if isinstance(value, dict):
-        return list(value.values())
+        return value.values()
     if isinstance(value, functools.partial):
         return [value.func, *value.args, *value.keywords.values()]
     return ()
@@ -81,6 +92,7 @@ def check_closure(name: str, vjp: Any) -> None:
     stack, seen = [vjp], set[int]()
     while stack:
         value = stack.pop()
+        value = _contents(value) if isinstance(value, CellType) else value
         if type(value) in _PLAIN or id(value) in seen or isinstance(value, np.ndarray | np.generic):
             continue
         seen.add(id(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -46,4 +47,4 @@ def products_of_rows(g: Any, x: Any) -> Any:
 
 
 def _rows(x: Any) -> int:
-    return int(np.prod(x.shape[:-1], dtype=np.int64))
+    return math.prod(x.shape[:-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def mean(x: Any, dim: Dims = None, keepdim: bool = False) -> tuple[Any, Vjp]:
     """Σ x / n over dim, n the number of elements added.   dx = g / n, repeated along dim"""
     axes = axes_of("mean", x, dim)
     kept, shape = _kept(x, axes), x.shape
-    n = int(np.prod([shape[i] for i in axes], dtype=np.int64))
+    n = math.prod([shape[i] for i in axes])
     with np.errstate(invalid="ignore", divide="ignore"):  # the mean of nothing is nan, as in torch
         return total(x, axes, keepdim) / n, lambda g: (np.broadcast_to(g.reshape(kept) / n, shape),)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,19 +19,20 @@ def total(x: Any, axes: Iterable[int], keepdims: bool = False) -> Any:
     NumPy adds pairwise along contiguous memory only; over a slow axis it adds one row after another, an error that
     grows with the number of rows. Leading axes go through products with ones, others are brought to the end first.
     """
-    axes = tuple(sorted(axis % x.ndim for axis in axes))
-    kept = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
-    if not axes:
+    shape, n = x.shape, x.ndim
+    axes = tuple(sorted([axis % n for axis in axes]))
+    count = len(axes)
+    if not count:
         return x + 0
-    if axes == tuple(range(len(axes))) and len(axes) < x.ndim:
-        summed = _sum_rows(x.reshape((_size(x.shape[: len(axes)]), _size(x.shape[len(axes) :]))))
-    elif axes == tuple(range(x.ndim - len(axes), x.ndim)):
+    if axes == tuple(range(count)) and count < n:
+        summed = _sum_rows(x.reshape((math.prod(shape[:count]), math.prod(shape[count:]))))
+    elif axes == tuple(range(n - count, n)):
         summed = _sum_last(x, axes)
     else:
-        rest = tuple(i for i in range(x.ndim) if i not in axes)
+        rest = tuple([i for i in range(n) if i not in axes])
         moved = np.transpose(x, rest + axes)
-        summed = _sum_last(moved.reshape((*(x.shape[i] for i in rest), _size(x.shape[i] for i in axes))), -1)
-    return summed.reshape(kept if keepdims else tuple(n for i, n in enumerate(x.shape) if i not in axes))
+        summed = _sum_last(moved.reshape((*[shape[i] for i in rest], math.prod([shape[i] for i in axes]))), -1)
+    return summed.reshape(tuple([1 if i in axes else size for i, size in enumerate(shape) if keepdims or i not in axes]))
 
 
 def _sum_rows(x: Any) -> Any:
@@ -55,7 +57,3 @@ def sum_to(gradient: Any, shape: tuple[int, ...], dtype: Any) -> Any:
     if repeated:
         gradient = total(gradient, repeated).reshape(shape)
     return gradient if gradient.dtype == dtype else gradient.astype(dtype)
-
-
-def _size(sizes: Iterable[int]) -> int:
-    return int(np.prod(list(sizes), dtype=np.int64))

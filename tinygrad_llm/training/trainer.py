@@ -239,7 +239,7 @@ class Trainer:
     def _zero_grad(self) -> None:
         if self._team is not None:
             for p in self._team.lodging.parameters:
-                p.grad = None
+                p._grad = None
             return
         self.model.zero_grad()
         self.optimizer.zero_grad()
