@@ -7,6 +7,7 @@ long as it waits for its node and popped when the node consumes it; no tensor bu
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from heapq import heappop, heappush
@@ -17,7 +18,7 @@ import numpy as np
 from tinygrad_llm.allocator import keep_freed
 from tinygrad_llm.autograd.errors import AnomalyError, AutogradError
 from tinygrad_llm.autograd.graph import AccumulateGrad, GradientEdge, Node
-from tinygrad_llm.autograd.hooks import run_accumulated, run_hooks, run_node_hooks, walks
+from tinygrad_llm.autograd.hooks import run_accumulated, run_before, run_hooks, run_node_hooks, walks
 from tinygrad_llm.autograd.leaves import accumulate, copied
 from tinygrad_llm.autograd.modes import is_anomaly_check_nan_enabled, set_grad_enabled
 from tinygrad_llm.autograd.rows import gradients_of_rows
@@ -44,6 +45,8 @@ def backward(
     if inputs is not None and not wanted:
         raise AutogradError("backward: inputs: got none, expected at least one tensor, or None for every leaf")
     _check_inputs("backward", wanted)
+    if any(isinstance(x, Node) for x in wanted):
+        raise AutogradError("backward: inputs: got the edge of a result, which has no .grad, expected tensors; use grad()")
     holders = {id(_place(x)): x for x in wanted}
 
     def arrive(place: Any, gradient: Any, owned: bool) -> None:
@@ -86,12 +89,12 @@ def grad(
         if g is None and not (materialize_grads if allow_unused is None else allow_unused):
             raise AutogradError(f"grad: inputs[{i}]: got a tensor that the outputs do not depend on, expected one they do "
                                 "(or allow_unused=True)")
-    return tuple([_zeros(x, create_graph) if g is None and materialize_grads else _as_tensor(g, outputs[0])
+    return tuple([_zeros(x, create_graph) if g is None and materialize_grads else _as_tensor(g)
                   for g, x in zip(found, inputs)])
 
 
 def _zeros(like: Tensor, requires_grad: bool) -> Tensor:
-    return like.wrap(np.zeros(like.shape, like.dtype)).requires_grad_(requires_grad)
+    return _tensor_of(np.zeros(like.shape, like.dtype)).requires_grad_(requires_grad)
 
 
 def gradients_at(
@@ -149,14 +152,14 @@ def _walk(
         if waiting.get(id(place)) == 0:
             _make_ready(place, leaves, ready)
     results = []
-    wrap = next(t.wrap for t in (*tensors, *gradients) if hasattr(t, "wrap"))
+    wrap = next((t.wrap for t in (*tensors, *gradients) if hasattr(t, "wrap")), None) or _tensor_of
     before, walks.now = walks.now, waiting
     try:
         while leaves or ready:
             place = leaves.pop() if leaves else heappop(ready)[1]
             gradient, owned = table.pop(place)
             if gradient is not None and place._hooks is not None and id(place) not in silent:
-                gradient, owned = run_hooks(place, gradient, wrap), False
+                gradient, owned = run_hooks(place, gradient, owned, wrap), False
             if gradient is not None and (id(place) in targets if inputs else not isinstance(place, Node)):
                 if early is not None and place._hooks is not None and place._hooks.accumulated:
                     early(place, gradient, owned)
@@ -209,6 +212,8 @@ class _Cotangents:
 
 def _push(node: Node, gradient: Any, table: _Cotangents, create_graph: bool, wrap: Any) -> None:
     """Call a node's vjp and hand each gradient to the parent that it belongs to."""
+    if gradient is not None and node._hooks is not None and node._hooks.before:
+        gradient = run_before(node, gradient, wrap)
     if gradient is None:
         return
     if node.vjp is None:
@@ -217,15 +222,15 @@ def _push(node: Node, gradient: Any, table: _Cotangents, create_graph: bool, wra
             "backward(retain_graph=True) to use it twice"
         )
     node.check_saved(runs_again=create_graph)
-    gradients = _differentiable_vjp(node, gradient) if create_graph else node.vjp(gradient)
+    gradients, mine = _differentiable_vjp(node, gradient) if create_graph else node.vjp(gradient), node.op.owned
     if node._hooks is not None and node._hooks.passed:
-        gradients = run_node_hooks(node, gradients, gradient, wrap)
+        gradients, mine = run_node_hooks(node, gradients, gradient, wrap), False
     seen: list[Any] = [gradient]
     for i, (parent, g) in enumerate(zip(node.parents, gradients)):
         if parent is None or g is None:
             continue
         _check_fits(node, i, parent, g)
-        owned = _is_new(g) and not any(g is other for other in seen)
+        owned = mine and _is_new(g) and not any(g is other for other in seen)
         seen.append(g)
         table.add(parent, g, owned)
 
@@ -247,9 +252,19 @@ def _differentiable_vjp(node: Node, gradient: Tensor) -> tuple[Any, ...]:
         return tuple([_at_kinks(p, g, gradient) for p, g in zip(node.parents, node.vjp(gradient))])
     if node.inputs is None:
         return node.vjp(gradient)
+    inputs = tuple([_where_it_was(a, parent) for a, parent in zip(node.inputs, node.parents)])
     if node.op.definition is None:
-        return node.op(*node.inputs, **node.options)[1](gradient)
-    return _through_definition(node.op, node.inputs, node.options, gradient)
+        return node.op(*inputs, **node.options)[1](gradient)
+    return _through_definition(node.op, inputs, node.options, gradient)
+
+
+def _where_it_was(tensor: Any, parent: Any) -> Any:
+    """An argument at its place in the graph when the op ran, which detach_() may have taken it out of since."""
+    if not isinstance(parent, Node) or tensor._node is parent:
+        return tensor
+    again = tensor.wrap(tensor._array)
+    again._node, again._requires_grad = parent, True
+    return again
 
 
 def _at_kinks(parent: Any, g: Any, like: Tensor) -> Any:
@@ -296,6 +311,8 @@ def _check_fits(node: Node, i: int, parent: Any, g: Any) -> None:
 
 
 def _place(tensor: Any) -> Any:
+    if not hasattr(tensor, "requires_grad"):
+        raise TypeError(f"backward: tensors: got a {type(tensor).__name__}, expected tensors")
     return tensor if isinstance(tensor, Node) else tensor._node or tensor
 
 
@@ -346,7 +363,7 @@ def _first_cotangent(i: int, tensor: Any, gradient: Any, create_graph: bool) -> 
     if not tensor.requires_grad:
         raise AutogradError("backward: got a tensor that does not require grad, expected one made from a tensor that does")
     if gradient is None:
-        if isinstance(tensor, Node) or tensor.size != 1:
+        if math.prod(tensor.shape or ()) != 1:
             raise AutogradError(f"backward: gradient: got None for a tensor of shape {tensor.shape}, expected a gradient "
                                 "of that shape (it is implied for a single element only)")
         gradient = np.ones(tensor.shape, tensor.dtype)
@@ -357,17 +374,23 @@ def _first_cotangent(i: int, tensor: Any, gradient: Any, create_graph: bool) -> 
         raise AutogradError(f"backward: gradient: got dtype {array.dtype}, expected {tensor.dtype}")
     if not create_graph:
         return array
-    return gradient if hasattr(gradient, "requires_grad") else _as_tensor(array, tensor)
+    return gradient if hasattr(gradient, "requires_grad") else _as_tensor(array)
 
 
-def _as_tensor(g: Any, like: Tensor) -> Any:
+def _as_tensor(g: Any) -> Any:
     """An array as a tensor; a tensor or None as it is."""
-    return g if g is None or hasattr(g, "requires_grad") else like.wrap(as_values(g))
+    return g if g is None or hasattr(g, "requires_grad") else _tensor_of(as_values(g))
+
+
+def _tensor_of(array: Any) -> Tensor:
+    from tinygrad_llm.autograd.tensor import Tensor  # which imports this module
+
+    return Tensor.from_array(array)
 
 
 def _as_list(values: Any, n: int) -> list[Any]:
     """A tensor, or several in any iterable, as a list; None as often as it is meant."""
     if values is None:
         return [None] * n
-    several = isinstance(values, Iterable) and not isinstance(values, GradientEdge) and not hasattr(values, "dtype")
+    several = isinstance(values, Iterable) and not isinstance(values, GradientEdge | str) and not hasattr(values, "dtype")
     return [_at_edge(v) for v in values] if several else [_at_edge(values)]

@@ -19,7 +19,7 @@ import numpy as np
 
 from tinygrad_llm.autograd.backward import grad, gradients_at
 from tinygrad_llm.autograd.errors import AutogradError
-from tinygrad_llm.autograd.modes import is_grad_enabled, no_grad
+from tinygrad_llm.autograd.modes import no_grad, records_graph
 from tinygrad_llm.autograd.tensor import Tensor
 from tinygrad_llm.autograd.trees import flatten
 
@@ -177,7 +177,7 @@ class _Subject:
     """The function at its inputs: its graph, and its values elsewhere."""
 
     def __init__(self, func: Callable[..., Any], inputs: Sequence[Any], warns: bool = False) -> None:
-        if not is_grad_enabled():
+        if not records_graph():
             raise GradcheckError("gradcheck: got no_grad() around it, expected a mode in which func makes a graph")
         self.func, self.inputs = func, list(inputs)
         self.wanted = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]

@@ -12,7 +12,7 @@ import numpy as np
 from tinygrad_llm.autograd.backward import gradients_at
 from tinygrad_llm.autograd.errors import AutogradError
 from tinygrad_llm.autograd.graph import Node
-from tinygrad_llm.autograd.modes import enable_grad, is_grad_enabled
+from tinygrad_llm.autograd.modes import enable_grad, records_graph
 from tinygrad_llm.autograd.randomness import default_generator
 from tinygrad_llm.autograd.several import node_of_call
 from tinygrad_llm.autograd.tensor import Tensor
@@ -48,7 +48,7 @@ def checkpoint(
         raise ValueError(f"checkpoint: determinism_check: got {determinism_check!r}, expected 'default' or 'none'")
     first, again = context_fn()
     with first:
-        if not is_grad_enabled():
+        if not records_graph():
             return function(*args, **kwargs)
         leaves, rebuild = flatten((args, kwargs))
         used = (default_generator, *leaves, *generators) if preserve_rng_state else ()
@@ -71,7 +71,7 @@ class _Segment:
     def run(self) -> Any:
         """The outputs, with nodes that remember this segment in place of the graph."""
         started = _now()
-        out, inside = self._call()
+        out, inside = self._call(lambda x: x.view_as(x))
         tensors, rebuild = flatten(out)
         wanted = _recorded(tensors)
         if not any(isinstance(t, Tensor) for t in tensors):
@@ -82,19 +82,22 @@ class _Segment:
         made = {id(t): self._own(t) for t in wanted}
         if made:
             parents = [*[x._node or x for x in self.originals], *places]
-            node = node_of_call("checkpoint", parents, lambda g: self.pull(g, places), list(made.values()))
+            node = node_of_call("checkpoint", parents, lambda g: self.pull(g, places), list(made.values()), owned=True)
             node.saved = tuple(self.given)
         return rebuild([made.get(id(t), t) for t in tensors])
 
     def _own(self, tensor: Tensor) -> Tensor:
         """An output outside of the graph that it was made in; in memory of its own where it showed that of something else."""
-        shared = tensor._base is not None or any(tensor._counter is version for version, _ in self.given)
-        return Tensor.wrap(tensor._array.copy() if shared else tensor._array)
+        if tensor._base is not None or any(tensor._counter is version for version, _ in self.given):
+            return Tensor.wrap(tensor._array.copy())
+        own = Tensor.wrap(tensor._array)
+        own._counter = tensor._counter
+        return own
 
-    def _call(self, link: bool = False) -> tuple[Any, list[Tensor]]:
-        """(output, what stands for the inputs that require grad). link: these are made of the inputs."""
+    def _call(self, link: Callable[[Tensor], Tensor] | None = None) -> tuple[Any, list[Tensor]]:
+        """(output, what stands for the inputs that require grad): link(x) of each, or else leaves."""
         with enable_grad():
-            inside = [x.clone() if link and x._requires_grad else x.detach().requires_grad_() for x in self.originals]
+            inside = [link(x) if link and x._requires_grad else x.detach().requires_grad_() for x in self.originals]
             stands = dict(zip([id(x) for x in self.originals], inside))
             args, kwargs = self.rebuild([stands.get(id(x), x) for x in self.leaves])
             return self.function(*args, **kwargs), inside
@@ -105,12 +108,17 @@ class _Segment:
         Hooks of places do not run here: backward brings each its whole gradient, of which this is a part.
         """
         create_graph = any(isinstance(c, Tensor) for c in cotangents)
+        started = _now()
         with _replayed(self.drawn, self.states), self.again:
-            out, inside = self._call(link=create_graph)
+            out, inside = self._call((lambda x: x.clone()) if create_graph else None)
         wanted = _recorded(flatten(out)[0])
         if len(wanted) != len(cotangents) or (self.compare and [_print(t) for t in wanted] != self.prints):
             raise AutogradError("checkpoint: got other values from the second run of the function, expected the same; pass the "
                                 "generators that it draws from (generators=), and change nothing that it reads")
+        found, expected = ({id(p) for p in ends if p.requires_grad} for ends in (_outside(wanted, inside, started), places))
+        if found != expected:
+            raise AutogradError("checkpoint: got a second run of the function that uses other tensors, expected those of the "
+                                "first: their gradients would be lost; pass them as arguments")
         pairs = [(t, c) for t, c in zip(wanted, cotangents) if c is not None]
         ends = [x._node or x for x in inside] + list(places)
         return gradients_at([t for t, _ in pairs], [c for _, c in pairs], ends, create_graph, create_graph, beyond=False,
@@ -129,16 +137,18 @@ def _now() -> int:
 
 def _outside(outputs: Iterable[Tensor], inside: Iterable[Tensor], started: int) -> list[Any]:
     """What the graph of the outputs reaches that was there before, other than what stands for the inputs."""
-    own = {id(x) for x in inside}
+    own = {id(x._node or x) for x in inside}
     stack: list[Any] = [t._node or t for t in outputs]
     seen, found = {id(p) for p in stack}, []
     while stack:
         place = stack.pop()
+        if id(place) in own:
+            continue
         if isinstance(place, Node) and place.number > started:
             new = {id(p): p for p in place.parents if p is not None and id(p) not in seen}  # w * w has w twice
             seen |= new.keys()
             stack += new.values()
-        elif id(place) not in own:
+        else:
             found.append(place)
     return found
 

@@ -11,9 +11,11 @@ import numpy as np
 
 from tinygrad_llm.autograd.errors import AutogradError, WriteError
 from tinygrad_llm.autograd.graph import Node, written
-from tinygrad_llm.autograd.modes import is_grad_enabled, no_grad
+from tinygrad_llm.autograd.modes import no_grad, records_graph
 from tinygrad_llm.autograd.several import node_of_call
 from tinygrad_llm.autograd.tensor import Tensor
+from tinygrad_llm.autograd.writes import follow, go_on_keeping
+from tinygrad_llm.ops.opaque import as_values
 from tinygrad_llm.ops.sums import sum_to
 
 
@@ -27,6 +29,7 @@ class FunctionCtx:
         self.needs_input_grad = needs_input_grad
         self._saved: tuple[Any, ...] = ()
         self._versions: list[tuple[Any, int]] = []
+        self._places: list[Any] = []  # the nodes that made the saved tensors, which detach_() may take them away from
         self._outputs: dict[int, int] = {}  # which of the saved tensors are outputs, and which ones
         self._dirty: tuple[Tensor, ...] = ()
         self._constant: tuple[Tensor, ...] = ()
@@ -51,7 +54,7 @@ class FunctionCtx:
         for i, (version, seen) in enumerate(self._versions):
             if version.count != seen:
                 raise written(f"saved_tensors[{i}]", version, seen)
-        return tuple([self._output(i, t) if i in self._outputs else t for i, t in enumerate(self._saved)])
+        return tuple([self._output(i, t) if i in self._outputs else _at(t, self._places[i]) for i, t in enumerate(self._saved)])
 
     def mark_dirty(self, *args: Tensor) -> None:
         """Arguments that forward has written to; it must return each of them."""
@@ -70,6 +73,7 @@ class FunctionCtx:
         place = {id(out): k for k, out in enumerate(outputs)}
         self._outputs = {i: place[id(t)] for i, t in enumerate(self._saved) if t is not None and id(t) in place}
         self._versions = [(t._counter, t._counter.count) for t in self._saved if t is not None]
+        self._places = [None if t is None or i in self._outputs else t._node for i, t in enumerate(self._saved)]
         self._saved = tuple([_alias(t) if i in self._outputs else t for i, t in enumerate(self._saved)])
         self._nodes = {k: weakref.ref(out._node) for k, out in enumerate(outputs) if isinstance(out, Tensor) and out._node}
 
@@ -126,14 +130,20 @@ class Function:
         with no_grad():
             made = cls._forward(ctx, args)
         outputs = list(made) if isinstance(made, tuple) else [made]
-        if not is_grad_enabled() or not any(ctx.needs_input_grad):
+        for t in ctx._dirty:
+            t._counter.count += 1
+        if not records_graph() or not any(ctx.needs_input_grad):
             return made
         _check_dirty(cls.__name__, ctx, args, outputs)
-        own = [_alias(out) if _is_argument(out, args, ctx) else out for out in outputs]
+        own = [Tensor.wrap(out._array.copy()) if _is_argument(out, args, ctx) else out for out in outputs]
         recorded = [out for out in own if isinstance(out, Tensor) and out.dtype.kind == "f" and not _is_in(out, ctx._constant)]
         parents = [a._node or a if needed else None for a, needed in zip(args, ctx.needs_input_grad)]
+        before = [t._node for t in ctx._dirty]
         if recorded:
             _record(cls, ctx, args, parents, own, recorded)
+        for t, node in zip(ctx._dirty, before):
+            go_on_keeping(t, node)
+            follow(t)
         return tuple(own) if isinstance(made, tuple) else own[0]
 
     @classmethod
@@ -153,7 +163,7 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
         with no_grad():
             found = backward(ctx, *gradients)
         used = [g._node or g for g in (*gradients, *ctx.saved_tensors) if isinstance(g, Tensor) and g._requires_grad]
-        if not used or not is_grad_enabled():
+        if not used or not records_graph():
             return found
         return tuple([_final(g, used) for g in found]) if isinstance(found, tuple) else _final(found, used)
 
@@ -184,7 +194,7 @@ def _record(
     def vjp(cotangents: list[Any]) -> list[Any]:
         arrived = dict(zip(numbers, cotangents))
         found = cls.backward(ctx, *[_as_given(arrived.get(k), one if ctx._zeros else None) for k, one in enumerate(like)])
-        return _gradients(cls.__name__, found, shapes, parents, plain=not is_grad_enabled())
+        return _gradients(cls.__name__, found, shapes, parents, plain=not records_graph())
 
     node = node_of_call(cls.__name__, parents, vjp, recorded)
     if ctx._saved:
@@ -198,7 +208,7 @@ def _as_given(cotangent: Any, like: tuple[Any, Any] | None) -> Any:
     """A cotangent as backward gets it: a tensor; zeros like the output where there is none, if any are wanted."""
     if cotangent is None:
         return None if like is None else Tensor.wrap(np.zeros(*like))
-    return cotangent if isinstance(cotangent, Tensor) else Tensor.wrap(np.asarray(cotangent))
+    return cotangent if isinstance(cotangent, Tensor) else Tensor.wrap(as_values(cotangent))
 
 
 def _gradients(name: str, found: Any, shapes: list[Any], parents: list[Any], plain: bool) -> list[Any]:
@@ -230,16 +240,24 @@ def _check_dirty(name: str, ctx: FunctionCtx, args: tuple[Any, ...], outputs: li
         if t._base is not None or (t.is_leaf and t._requires_grad):
             raise WriteError(f"{name}: mark_dirty: got a {'leaf that requires grad' if t._base is None else 'view'}, "
                              "expected a tensor with memory of its own that is no leaf; write to a clone()")
-        t._counter.count += 1
 
 
 def _is_argument(out: Any, args: tuple[Any, ...], ctx: FunctionCtx) -> bool:
-    """Whether an output is an argument that was not written to: it keeps its own place in the graph."""
+    """Whether an output is an argument that was not written to: it keeps its place in the graph, and a copy is given."""
     return isinstance(out, Tensor) and _is_in(out, args) and not _is_in(out, ctx._dirty)
 
 
 def _is_in(value: Any, values: Any) -> bool:
     return any(value is other for other in values)
+
+
+def _at(tensor: Any, node: Node | None) -> Any:
+    """A saved tensor at the place in the graph that it was saved at."""
+    if tensor is None or tensor._node is node or node is None:
+        return tensor
+    again = _alias(tensor)
+    again._node, again._requires_grad = node, True
+    return again
 
 
 def _alias(tensor: Tensor) -> Tensor:

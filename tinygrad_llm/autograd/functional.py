@@ -14,7 +14,7 @@ import numpy as np
 
 from tinygrad_llm.autograd.backward import grad
 from tinygrad_llm.autograd.errors import AutogradError
-from tinygrad_llm.autograd.modes import enable_grad
+from tinygrad_llm.autograd.modes import recorded
 from tinygrad_llm.autograd.tensor import Tensor
 from tinygrad_llm.autograd.transforms import jacfwd
 
@@ -108,7 +108,7 @@ class _Point:
     def __init__(self, who: str, func: Function, inputs: Any, create_graph: bool, strict: bool) -> None:
         self.who, self.create_graph, self.strict = who, create_graph, strict
         self.several, given = _as_tuple(who, "inputs", inputs)
-        with enable_grad():
+        with recorded():
             self.inputs = tuple([x.reshape(x.shape) if create_graph and x.requires_grad else x.detach().requires_grad_()
                                  for x in given])
             self.several_out, self.outputs = _as_tuple(who, "func", func(*self.inputs))

@@ -109,7 +109,7 @@ class Node:
 
     def register_prehook(self, fn: Callable[[tuple[Any, ...]], Any]) -> RemovableHandle:
         """Call fn((gradient,)) before the vjp; a tuple that it returns replaces the gradient."""
-        return RemovableHandle(hooks_of(self).calls, lambda g: (fn((g,)) or (None,))[0])
+        return RemovableHandle(hooks_of(self).before, fn)
 
     def register_hook(self, fn: Callable[[tuple[Any, ...], tuple[Any, ...]], Any]) -> RemovableHandle:
         """Call fn(gradients of the arguments, (gradient,)) after the vjp; a tuple that it returns replaces the first."""
@@ -120,7 +120,9 @@ class Node:
         if self.vjp is None:
             raise AutogradError(f"{self.op.name}: this graph was already used by backward() and let go of what it held")
         self.check_saved()
-        found = tuple([None if g is None else gradient.wrap(np.asarray(g)) for g in self.vjp(gradient._array)])
+        if not hasattr(gradient, "_array"):
+            raise TypeError(f"{self.op.name}: gradient: got a {type(gradient).__name__}, expected a tensor")
+        found = tuple([None if g is None else gradient.wrap(np.array(g)) for g in self.vjp(gradient._array)])
         return found[0] if len(found) == 1 else found
 
     def watch(self, *tensors: Any) -> None:
@@ -183,6 +185,8 @@ def get_gradient_edge(tensor: Any) -> GradientEdge:
 def increment_version(tensor: Any) -> None:
     """Say that the memory of a tensor, or of each of several, was written to by other means than its methods."""
     for t in tensor if isinstance(tensor, tuple | list) else (tensor,):
+        if not hasattr(t, "_counter"):
+            raise TypeError(f"increment_version: tensor: got a {type(t).__name__}, expected a tensor")
         t._counter.count += 1
 
 

@@ -23,14 +23,16 @@ class Hooks:
     """The hooks of one place of the graph, in the order of registration, and the tensor that keeps its gradient.
 
     calls        with the whole gradient of the place
+    before       of a node, with its gradient, before its vjp
     passed       of a node, with the gradients of its arguments and its own, after its vjp
     accumulated  of a leaf, with the leaf, after its `.grad` was added to
     """
 
-    __slots__ = ("accumulated", "calls", "keeper", "passed")
+    __slots__ = ("accumulated", "before", "calls", "keeper", "passed")
 
     def __init__(self) -> None:
         self.calls: dict[int, Callable[[Tensor], Any]] = {}
+        self.before: dict[int, Callable[..., Any]] = {}
         self.passed: dict[int, Callable[..., Any]] = {}
         self.accumulated: dict[int, Callable[[Tensor], None]] = {}
         self.keeper: weakref.ref[Tensor] | None = None
@@ -94,14 +96,15 @@ def hooks_of(place: Any) -> Hooks:
     return place._hooks
 
 
-def run_hooks(place: Any, gradient: Any, wrap: Callable[[Any], Tensor]) -> Any:
-    """The gradient of a place after its hooks, in their order; what keeps the gradient gets the last.
+def run_hooks(place: Any, gradient: Any, owned: bool, wrap: Callable[[Any], Tensor]) -> Any:
+    """The gradient of a place after its hooks, in their order; what keeps the gradient gets the last. One that something else
+    may hold is copied for them, so that a hook may write to it.
 
     Errors: AutogradError where a hook returns something of another type, shape or dtype, naming the hook.
     """
     hooks: Hooks = place._hooks
     plain = isinstance(gradient, np.ndarray | np.generic)
-    tensor = wrap(np.asarray(gradient)) if plain else gradient
+    tensor = wrap(np.asarray(gradient) if owned else np.array(gradient)) if plain else gradient
     for hook in list(hooks.calls.values()):
         given = hook(tensor)
         if given is not None:
@@ -120,12 +123,28 @@ def run_accumulated(leaf: Tensor) -> None:
                                 "for .grad was added to already")
 
 
+def run_before(node: Any, gradient: Any, wrap: Callable[[Any], Tensor]) -> Any:
+    """The gradient of a node, or None, after the hooks that run before its vjp."""
+    plain = isinstance(gradient, np.ndarray | np.generic)
+    tensor = wrap(np.array(gradient)) if plain else gradient
+    for hook in list(node._hooks.before.values()):
+        given = hook((tensor,))
+        if given is not None:
+            if not isinstance(given, tuple) or len(given) != 1:
+                raise AutogradError(f"hook {_name(hook)}: got a return value {given!r:.60}, expected None or a tuple of 1")
+            if given[0] is None:
+                return None
+            _check(node, hook, given[0])
+            tensor = given[0]
+    return tensor._array if plain else tensor
+
+
 def run_node_hooks(
     node: Any, gradients: tuple[Any, ...], gradient: Any, wrap: Callable[[Any], Tensor]
 ) -> tuple[Any, ...]:
     """The gradients of a node's arguments after its own hooks, in their order, which may replace them all."""
     plain = isinstance(gradient, np.ndarray | np.generic)
-    shown, whole = [g if g is None or not plain else wrap(np.asarray(g)) for g in (*gradients, gradient)], len(gradients)
+    shown, whole = [g if g is None or not plain else wrap(np.array(g)) for g in (*gradients, gradient)], len(gradients)
     found, out = tuple(shown[:whole]), (shown[whole],)
     for hook in list(node._hooks.passed.values()):
         given = hook(found, out)
@@ -133,6 +152,9 @@ def run_node_hooks(
             if not isinstance(given, tuple) or len(given) != whole:
                 raise AutogradError(f"hook {_name(hook)}: got a return value {type(given).__name__}, expected None or a "
                                     f"tuple of {whole} gradients")
+            for g in given:
+                if g is not None and not hasattr(g, "requires_grad"):
+                    raise AutogradError(f"hook {_name(hook)}: got a tuple with a {type(g).__name__}, expected tensors or None")
             found = given
     return tuple([g if g is None or not plain else g._array for g in found])
 

@@ -18,6 +18,7 @@ _PACKAGE = str(Path(__file__).resolve().parents[1])
 class _Modes(threading.local):
     grad = True
     inference = False
+    graph = True  # grad, and not inference: which inference_mode() takes away for good
     anomaly = False
     check_nan = True
     recorder: Any = None
@@ -27,8 +28,13 @@ current = _Modes()
 
 
 def is_grad_enabled() -> bool:
-    """Whether ops record what backward needs."""
+    """Whether ops record what backward needs, outside of inference_mode()."""
     return current.grad
+
+
+def records_graph() -> bool:
+    """Whether ops record what backward needs: enable_grad() inside inference_mode() does not make them."""
+    return current.graph
 
 
 def is_anomaly_enabled() -> bool:
@@ -86,6 +92,7 @@ class Statement(Switch):
 def _set(modes: dict[str, bool]) -> None:
     for name, value in modes.items():
         setattr(current, name, value)
+    current.graph = current.grad and not current.inference
 
 
 def _wrapped(function: Callable[..., Any], modes: dict[str, bool]) -> Callable[..., Any]:
@@ -180,6 +187,11 @@ def enable_grad(orig_func: Callable[..., Any] | None = None) -> Any:
     """Record inside the block or the decorated function, also within no_grad."""
     switch = Switch(grad=True)
     return switch if orig_func is None else switch(orig_func)
+
+
+def recorded() -> Switch:
+    """Record inside the block, wherever it stands: for a transform, whose leaves are its own."""
+    return Switch(grad=True, inference=False)
 
 
 def inference_mode(mode: bool | Callable[..., Any] = True) -> Any:

@@ -45,15 +45,17 @@ class CallNode(Node):
 
 
 def node_of_call(
-    name: str, parents: Sequence[Any], vjp: Callable[[list[Any]], Sequence[Any]], outputs: Sequence[Tensor]
+    name: str, parents: Sequence[Any], vjp: Callable[[list[Any]], Sequence[Any]], outputs: Sequence[Tensor],
+    owned: bool = False,
 ) -> CallNode:
     """The node of a call, of whose outputs each is given one that leads to it.
 
     vjp    a cotangent or None for each output → a gradient or None for each parent
+    owned  whether nothing else holds these gradients; a user's function may keep them
 
     The node does not hold the outputs, and is let go of after its backward.
     """
-    op = Op(name, lambda *x: (x, lambda g: g), (), {}, name, variadic=True)
+    op = Op(name, lambda *x: (x, lambda g: g), (), {}, name, variadic=True, owned=owned)
     n = len(outputs)
     hub = CallNode(op, lambda parts: tuple(vjp([parts.values.get(i) for i in range(n)])), (), {}, outputs[0])
     hub.parents, hub.kept = tuple(parents), True

@@ -24,8 +24,8 @@ from tinygrad_llm.autograd.modes import (
     check_read,
     check_write,
     current,
-    is_grad_enabled,
     is_inference_mode_enabled,
+    records_graph,
 )
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import IndexRangeError, Op, ShapeError
@@ -373,7 +373,7 @@ class Tensor:
 
     def _write(self, write: Callable[[np.ndarray], Any]) -> Tensor:
         """Write into the array, outside of every graph, and say so to each that still needs the old values."""
-        if self._requires_grad and is_grad_enabled():
+        if self._requires_grad and records_graph():
             raise WriteError("in-place write: got a tensor that requires grad, expected no_grad() or a detached tensor")
         check_write("in-place write", self._array)
         write(self._array)
@@ -406,14 +406,14 @@ def apply(op: Op, *args: Any, watched: tuple[Any, ...] = (), **options: Any) -> 
     Of an array that is recorded a copy is kept: nobody could see that it is written to before backward.
     watched    tensors among them decide where a gradient goes (index, mask, target): backward refuses when they were written to
     """
-    wanted = current.grad and True in [a._requires_grad for a in args if isinstance(a, Tensor)]
+    wanted = current.graph and True in [a._requires_grad for a in args if isinstance(a, Tensor)]
     if current.recorder is None:
         if wanted:
             args = tuple([a.copy("K") if isinstance(a, np.ndarray) else a for a in args])
         out, vjp = op(*[a._array if isinstance(a, Tensor) else a for a in args], **options)
         if type(out) is not np.ndarray:
             out = as_values(out)
-        elif out.base is not None and not wanted and current.grad:
+        elif out.base is not None and not wanted and current.graph:
             out = _of_own_memory(op, args, options, out)
     else:
         args = current.recorder.operands(op, args, options)
@@ -459,7 +459,7 @@ def _note_view(result: Tensor, op: Op, args: tuple[Any, ...], options: dict[str,
         if isinstance(a, Tensor) and root(a._array) is memory:
             result._counter = a._counter
             result._alias = View.of(a, op if len(args) == 1 else None, options)
-            if is_grad_enabled():
+            if records_graph():
                 family(result._alias.base).add(result)
 
 

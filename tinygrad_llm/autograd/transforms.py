@@ -16,7 +16,7 @@ from tinygrad_llm.autograd.backward import gradients_at
 from tinygrad_llm.autograd.batching import Batched, has_level, highest, one_by_one
 from tinygrad_llm.autograd.errors import AutogradError
 from tinygrad_llm.autograd.graph import Node
-from tinygrad_llm.autograd.modes import enable_grad, is_grad_enabled
+from tinygrad_llm.autograd.modes import recorded, records_graph
 from tinygrad_llm.autograd.tensor import Tensor
 from tinygrad_llm.autograd.trees import FormError, flatten, same_leaves, tree_map
 from tinygrad_llm.autograd.vectorizing import alike, inside
@@ -155,11 +155,11 @@ class _Call:
     def __init__(
         self, who: str, func: Function, argnums: Argnums, args: tuple[Any, ...], kwargs: dict[str, Any], has_aux: bool
     ) -> None:
-        self.who, outer = who, is_grad_enabled()
+        self.who, outer = who, records_graph()
         places = _places(who, argnums, len(args))
         chosen = tuple(args[i] for i in places)
         given, rebuild = flatten(chosen)
-        with enable_grad():
+        with recorded():
             self.leaves = [_fresh(who, x, outer) for x in given]
             fresh = dict(zip(places, rebuild(self.leaves)))
             made = func(*[fresh.get(i, a) for i, a in enumerate(args)], **kwargs)
@@ -172,7 +172,7 @@ class _Call:
 
     def pull(self, cotangents: Sequence[Any], once: bool = False) -> list[Tensor]:
         """cotangentsᵀ · J for every leaf, zeros where nothing depends on it."""
-        create = is_grad_enabled() and (self.live or _require_grad(cotangents))
+        create = records_graph() and (self.live or _require_grad(cotangents))
         return [self.result(g) for g in self._pulled(self.outputs, cotangents, self.leaves, create, not once)]
 
     def push(self, tangents: Sequence[Any]) -> list[Tensor]:
@@ -207,18 +207,18 @@ class _Call:
         return tree_map(lambda t: t.detach() if isinstance(t, Tensor) and not self._stays(t) else t, tree)
 
     def _stays(self, t: Tensor) -> bool:
-        return t._requires_grad and is_grad_enabled() and _reaches_beyond([t], self.own)
+        return t._requires_grad and records_graph() and _reaches_beyond([t], self.own)
 
     def linear(self) -> tuple[list[Tensor], list[Any]]:
         """(u, uᵀJ): the second as a function of the first that can be differentiated."""
         units = [_own_leaf(np.ones_like(o._array)) for o in self.outputs]
         self.own |= {id(u) for u in units}
-        with enable_grad():
+        with recorded():
             return units, self._pulled(self.outputs, units, self.leaves, True, True)
 
     def pushed(self, units: list[Tensor], pulled: list[Any], tangents: Sequence[Any]) -> list[Tensor]:
         """J · tangents for every output, of what linear() returned."""
-        create = is_grad_enabled() and (self.live or _require_grad(tangents))
+        create = records_graph() and (self.live or _require_grad(tangents))
         pairs = [(g, t) for g, t in zip(pulled, tangents) if t is not None]
         return [self.result(g) for g in self._pulled([g for g, _ in pairs], [t for _, t in pairs], units, create, True)]
 
@@ -262,7 +262,9 @@ def _fresh(who: str, x: Any, outer: bool) -> Tensor:
         got = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise FormError(f"{who}: argnums: got an argument of {got}, expected floating tensors (in tuples, lists or dicts)")
     x = inside(x)
-    return x.clone() if outer and x._requires_grad else x.detach().requires_grad_()
+    if outer and x._requires_grad:
+        return x.clone()
+    return (x.clone() if x.is_inference() else x.detach()).requires_grad_()
 
 
 def _own_leaf(array: np.ndarray) -> Tensor:

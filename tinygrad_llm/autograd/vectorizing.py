@@ -16,7 +16,7 @@ import numpy as np
 from tinygrad_llm.autograd import batching
 from tinygrad_llm.autograd.batching import Batched, Level, has_level
 from tinygrad_llm.autograd.errors import AutogradError
-from tinygrad_llm.autograd.modes import active_recorder, is_grad_enabled, recording
+from tinygrad_llm.autograd.modes import active_recorder, recording, records_graph
 from tinygrad_llm.autograd.tensor import Tensor, apply
 from tinygrad_llm.autograd.trees import flatten, open_tree
 from tinygrad_llm.ops import IndexRangeError, Op, Vjp
@@ -188,7 +188,7 @@ def _run(
 def _entered(x: Any, dim: int | None, level: Level) -> Any:
     if dim is None:
         return x
-    if x._requires_grad and is_grad_enabled():  # a write would reach x, and its gradient would not
+    if x._requires_grad and records_graph():  # a write would reach x, and its gradient would not
         out = apply(_ENTER, x, axis=dim % x.ndim, level=level)
         out._array.data.flags.writeable = False  # type: ignore[attr-defined]
     else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinygrad_llm.autograd.modes import is_grad_enabled
+from tinygrad_llm.autograd.modes import records_graph
 from tinygrad_llm.ops import Op
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class View:
 
     def __init__(self, base: Tensor, before: View | None, op: Op | None, options: dict[str, Any], leaf: Tensor | None) -> None:
         self.base, self.before, self.op, self.options, self.leaf = base, before, op, options, leaf
-        self.recorded = is_grad_enabled() and (before is None or before.recorded)
+        self.recorded = records_graph() and (before is None or before.recorded)
 
     @classmethod
     def of(cls, viewed: Tensor, op: Op | None, options: dict[str, Any]) -> View:

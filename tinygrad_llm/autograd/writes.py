@@ -17,7 +17,7 @@ import numpy as np
 from tinygrad_llm.autograd.batching import at
 from tinygrad_llm.autograd.errors import InferenceError, WriteError
 from tinygrad_llm.autograd.indices import unwrap_index
-from tinygrad_llm.autograd.modes import check_write, is_grad_enabled, is_inference_mode_enabled, no_grad
+from tinygrad_llm.autograd.modes import check_write, is_inference_mode_enabled, no_grad, records_graph
 from tinygrad_llm.autograd.tensor import Tensor, apply, tensors_of
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, Vjp, op
@@ -89,7 +89,7 @@ def rewrite(name: str, self: Tensor, compute: Callable[..., Tensor], *operands: 
 def _is_recorded(self: Tensor, operands: tuple[Any, ...]) -> bool:
     base = self._base
     wanted = [self, *operands] if base is None else [self, base, *operands]
-    return is_grad_enabled() and any(isinstance(t, Tensor) and t._requires_grad for t in wanted)
+    return records_graph() and any(isinstance(t, Tensor) and t._requires_grad for t in wanted)
 
 
 def _check_memory(name: str, self: Tensor) -> None:
@@ -158,16 +158,27 @@ def _take_over(self: Tensor, new: Tensor) -> None:
     else:
         base = view.base
         _give_node(base, apply(put, _shown(base), new, places=view.places()))
-    owner = view.base if view else self
+    follow(view.base if view else self)
+
+
+def follow(owner: Tensor) -> None:
+    """Give all views of a tensor the nodes of its new values."""
     for other in list(family(owner)) if owner._alias else ():
-        if other._alias.recorded and all(op is not None for op, _ in other._alias.steps()):
-            _give_node(other, other._alias.again(owner))
+        view = other._alias  # set_data() may have taken it away
+        if isinstance(view, View) and view.base is owner and view.recorded and all(op is not None for op, _ in view.steps()):
+            _give_node(other, view.again(owner))
 
 
 def _give_node(tensor: Tensor, new: Tensor) -> None:
     """The node of new, and with it the wish to keep the gradient."""
     old, node = tensor._node, new._node
     tensor._node, tensor._requires_grad = node, new._requires_grad
+    go_on_keeping(tensor, old)
+
+
+def go_on_keeping(tensor: Tensor, old: Any) -> None:
+    """Let go of the wish to keep the gradient at the old node, for the new one."""
+    node = tensor._node
     if old is not None and old._hooks is not None and old._hooks.keeper is not None and node is not None:
         old._hooks.keeper = None
         tensor.retain_grad()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.autograd.modes import active_recorder, is_anomaly_enabled, is_grad_enabled, recording
+from tinygrad_llm.autograd.modes import active_recorder, is_anomaly_enabled, recording, records_graph
 from tinygrad_llm.autograd.trees import flatten
 from tinygrad_llm.capture.ir import CaptureError
 from tinygrad_llm.capture.passes import DEFAULT, Pass, optimize
@@ -121,7 +121,7 @@ class _Arguments:
         return a
 
     def _tensor(self, i: int, a: Tensor) -> Tensor:
-        if a.requires_grad and not a.is_leaf and is_grad_enabled():
+        if a.requires_grad and not a.is_leaf and records_graph():
             raise CaptureError("arguments: got a tensor with a graph of its own, expected a leaf or a detached tensor")
         self.traced[i] = self.recorder.trace(a._array)
         shown: Tensor = Tensor.from_array(self.traced[i])  # type: ignore[arg-type]
@@ -226,7 +226,7 @@ def _key(leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Any:
     """Equal for calls that one program can serve: modes, the form of the arguments, layouts, constants, which are the same."""
     first: dict[int, int] = {}
     same = [first.setdefault(id(a), i) for i, a in enumerate(leaves) if isinstance(a, Tensor)]
-    return is_grad_enabled(), repr(rebuild([None] * len(leaves))), *same, *[_layout(a) for a in leaves]
+    return records_graph(), repr(rebuild([None] * len(leaves))), *same, *[_layout(a) for a in leaves]
 
 
 def _layout(a: Any) -> Any:

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tinygrad_llm.autograd import Tensor, apply, as_array, is_grad_enabled
+from tinygrad_llm.autograd import Tensor, apply, as_array
+from tinygrad_llm.autograd.modes import records_graph
 from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, Op, elementwise
 from tinygrad_llm.ops.numbers import wrapped
 from tinygrad_llm.ops.opaque import as_values
@@ -66,7 +67,7 @@ def to(input: Any, dtype: Any) -> Tensor:
     dtype = np.dtype(dtype)
     if dtype == input.dtype:
         return input
-    if dtype.kind != "f" or input.dtype.kind != "f" or not (getattr(input, "requires_grad", False) and is_grad_enabled()):
+    if dtype.kind != "f" or input.dtype.kind != "f" or not (getattr(input, "requires_grad", False) and records_graph()):
         return Tensor.from_array(as_values(input).astype(dtype))
     return apply(elementwise.cast, input, dtype=dtype)
 
@@ -167,7 +168,7 @@ def summable(name: str, input: Any, dtype: Any = None) -> Any:
     x = as_array_like(input)
     if dtype is None and x.dtype.kind in "biu":
         dtype = np.int64
-    elif dtype is not None and np.dtype(dtype).kind not in INEXACT and is_grad_enabled() and getattr(x, "requires_grad", False):
+    elif dtype is not None and np.dtype(dtype).kind not in INEXACT and records_graph() and getattr(x, "requires_grad", False):
         raise DtypeError(f"{name}: dtype: got {np.dtype(dtype)} for an input that requires grad, expected a floating dtype")
     return x if dtype is None else to(x, dtype)
 

@@ -40,6 +40,7 @@ class Op:
     torch        the PyTorch expression that it equals, in the names of its arguments and options
     definition   for a fused op: the same function in primitive NumPy calls, returning `out` alone
     kinked       its slope is constant but for jumps: what is asked of a gradient's own gradient is zero
+    owned        the gradients that its vjp makes are held by nothing else; of a user's op nobody knows
     """
 
     name: str
@@ -50,6 +51,7 @@ class Op:
     definition: Callable[..., Any] | None = None
     variadic: bool = False
     kinked: bool = False
+    owned: bool = True
     _checked: dict[Any, bool] = field(default_factory=dict, repr=False)
 
     def __call__(self, *arrays: Any, **options: Any) -> tuple[Any, Vjp]:
@@ -100,7 +102,8 @@ def op(
         variadic = any(isinstance(spec, tuple) for spec in args.values())
         parsed = tuple(Arg.parse(key, spec) for key, spec in _flat_specs(args))
         _check_declaration(name, function, list(args), options or {}, torch)
-        REGISTRY[name] = record = Op(name, function, parsed, dict(options or {}), torch, definition, variadic, kinked)
+        owned = function.__module__.startswith(f"{__package__.partition('.')[0]}.")
+        REGISTRY[name] = record = Op(name, function, parsed, dict(options or {}), torch, definition, variadic, kinked, owned)
         return record
 
     return declare
