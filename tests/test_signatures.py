@@ -1,5 +1,8 @@
 """Every argument is where torch has it, or listed with its reason; no reason is older than its difference."""
 
+import re
+from pathlib import Path
+
 import pytest
 import signatures
 import torch
@@ -64,3 +67,15 @@ def test_each_kind_of_difference_is_found():
     assert differences_of(lambda x, dim=None: 0, lambda x: 0, lambda x, dim: 0) == []
     assert differences_of(tg.zeros, lambda *size, dtype=None: 0) == [
         "requires_grad: ours alone", "device: ours alone", "pin_memory: ours alone"]
+
+
+HOMES = {"nn": tg.nn, "nn.Module": tg.nn.Module, "nn.functional": tg.nn.functional, "optim": tg.optim, "autograd": tg.autograd,
+         "autograd.graph": tg.autograd.graph, "torch": tg, "Tensor": tg.Tensor}
+
+
+def test_what_the_page_of_differences_calls_missing_is_missing():
+    page = (Path(__file__).parents[1] / "docs" / "semantics.md").read_text(encoding="utf-8")
+    listed = re.findall(r"\*\*([\w.]+)\*\*: ([^*]*)", page.partition("## What is not there")[2])
+    assert [home for home, _ in listed] == ["nn", "nn.Module", *list(HOMES)[2:]]
+    there = [f"{home}.{name}" for home, names in listed for name in re.findall(r"`(\w+)`", names) if hasattr(HOMES[home], name)]
+    assert there == []
