@@ -104,7 +104,7 @@ def run_hooks(place: Any, gradient: Any, owned: bool, wrap: Callable[[Any], Tens
     """
     hooks: Hooks = place._hooks
     plain = isinstance(gradient, np.ndarray | np.generic)
-    tensor = wrap(np.asarray(gradient) if owned else np.array(gradient)) if plain else gradient
+    tensor = wrap(np.asarray(gradient) if owned or not hooks.calls else np.array(gradient)) if plain else gradient
     for hook in list(hooks.calls.values()):
         given = hook(tensor)
         if given is not None:
