@@ -270,7 +270,7 @@ HERE = {
     "autograd.no_grad: orig_func: ours alone": "torch takes it in __new__: @no_grad without parentheses",
     **{f"nn.{name}: {rest}": "there is one device, and a dtype is given by name"
        for name, place in [("Embedding", 10), ("LayerNorm", 5), ("Linear", 4), ("RMSNorm", 4)]
-       for rest in ("device: missing", f"dtype: place None, in torch {place}",
+       for rest in (f"device: place None, in torch {place - 1}", f"dtype: place None, in torch {place}",
                     "dtype: default <class 'numpy.float32'>, in torch None")},
     "nn.Module: args: missing": "torch's takes none either, and says so later",
     **{f"nn.Module.forward: {rest}": "torch's is a stub of the name" for rest in ("input: missing", "args: ours alone")},

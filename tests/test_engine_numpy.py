@@ -229,8 +229,8 @@ def test_python_protocols():
     assert bool(tensor(True))
     assert repr(tensor([1.0], requires_grad=True)) == "tensor([1.], requires_grad=True)"
     assert repr(tensor([1.0], requires_grad=True) * 2) == "tensor([2.], grad_fn=<mul>)"
-    for wrong in (bool, float, lambda x: x.item()):
-        with pytest.raises(ValueError, match=r"item: got a tensor of shape \(2, 2\), expected one element"):
+    for name, wrong in (("bool", bool), ("float", float), ("int", int), ("item", lambda x: x.item())):
+        with pytest.raises(ValueError, match=rf"^{name}: got a tensor of shape \(2, 2\), expected one element"):
             wrong(t)
     with pytest.raises(TypeError, match="without axes"):
         len(tensor(1.0))

@@ -151,6 +151,39 @@ def persistent(b):
     return before, names(net)
 
 
+def reordered(b):
+    net = b.module(a=b.parameter(1), b=b.ones(1), c=b.parameter(3), d=3, e=b.nn.Linear(1, 1))
+    net.register_buffer("t", b.ones(1))
+    net.b = b.parameter(2)
+    net.a = b.parameter(4)
+    net.d = b.nn.Linear(2, 2)
+    net.t = b.parameter(1)
+    return names(net)
+
+
+def made_of(b):
+    """Which memory parameters have, and what copies have of them."""
+    t = b.ones(3, 2)
+    p, table = b.nn.Parameter(t), b.nn.Embedding.from_pretrained(t)
+    before = p._version
+    t.mul_(2)
+    p.no_decay = True
+    (p * 2).sum().backward()
+    twin, pickled = copy.deepcopy(p), pickle.loads(pickle.dumps(p))
+    tied = b.nn.Linear(2, 3)
+    tied.weight = b.nn.Parameter(table.weight.detach())
+    with b.no_grad():
+        tied.weight.add_(1)
+    return [p._version - before, p.tolist(), p.requires_grad, table.weight.tolist(), t.tolist(), table.weight.requires_grad,
+            [(type(q).__name__, q.grad, hasattr(q, "no_decay"), q.requires_grad, q.tolist()) for q in (twin, pickled)]]
+
+
+def loaded(b):
+    net = b.nn.Linear(2, 2)
+    net.load_state_dict({"weight": b.tensor([[1, 2], [3, 4]]), "bias": b.tensor([True, False])})
+    return str(net.weight.dtype)[-7:], net.weight.tolist(), net.bias.tolist()
+
+
 def deleted(name):
     def program(b):
         net = b.module(w=b.parameter(2), child=b.nn.Linear(2, 2))
@@ -182,6 +215,7 @@ PROGRAMS = {
     "no bias": replaced(lambda b: b.nn.Linear(2, 2, bias=False), bias=[lambda b: b.ones(2)]),
     "no bias, a parameter": replaced(lambda b: b.nn.Linear(2, 2, bias=False), bias=[lambda b: b.parameter(2)]),
     "no weight": lambda b: setattr(b.nn.LayerNorm(2, elementwise_affine=False), "weight", b.ones(2)),
+    "reordered": reordered, "made of": made_of, "loaded": loaded,
     "shared": lambda b: ways(b, shared(b)), "apply": applied, "persistent": persistent,
     "no name": registered("register_parameter", "", None), "a dot": registered("register_buffer", "a.b", None),
     "a number": registered("add_module", 3, None), "a dot in a module": registered("register_module", "a.b", None),
@@ -272,9 +306,8 @@ def test_buffers_are_saved_loaded_and_not_trained():
     assert second.count.tolist() == [3, 3]
     assert first.num_parameters() == 6
     assert "count" not in [n for n, _ in first.named_parameters()]
-    for error in (ValueError, RuntimeError):
-        with pytest.raises(error, match=r"^load_state_dict: count: got shape \(2,\) of float64, expected \(2,\) of int64"):
-            second.load_state_dict({**first.state_dict(), "count": np.ones(2)})
+    with pytest.raises(TypeError, match=r"^load_state_dict: count: got dtype float64, expected one that int64 can hold"):
+        second.load_state_dict({**first.state_dict(), "count": np.ones(2)})
     with pytest.raises(RuntimeError, match="missing names"):
         second.load_state_dict({})
 
@@ -287,8 +320,9 @@ def test_zeros_are_written_into_the_gradients_that_there_are(of):
     (layer if of == "module" else AdamW(layer.parameters())).zero_grad(set_to_none=False)
     assert held is layer.weight.grad
     assert held.tolist() == [[0, 0], [0, 0]]
-    layer.weight.grad = (layer.weight * 2).sum() * layer.weight  # of a graph
+    layer.weight.grad = held = (layer.weight * 2).sum() * layer.weight  # of a graph
     layer.zero_grad(set_to_none=False)
+    assert layer.weight.grad is held
     assert (layer.weight.grad.is_leaf, layer.weight.grad.requires_grad) == (True, False)
 
 
@@ -457,13 +491,30 @@ def test_parameters_stay_tied_and_keep_what_they_are(copied):
     handle.remove()
 
 
-def test_a_deep_copy_has_the_gradient_and_its_aliases():
-    p = nn.Parameter(np.ones(2))
+def test_a_deep_copy_of_a_leaf_has_the_gradient_and_its_aliases():
+    p = tg.ones(2, requires_grad=True)
     (p * 3).sum().backward()
     twin, gradient, row = copy.deepcopy([p, p.grad, p.grad[:1]])
     assert twin.grad is gradient
     gradient.mul_(2)
     assert (row.tolist(), p.grad.tolist()) == ([6], [3, 3])
+
+
+def test_a_parameter_copies_what_is_no_tensor_or_of_another_dtype():
+    array, t = np.ones(2), tg.ones(2)
+    p, q = nn.Parameter(array), nn.Parameter(t, dtype=np.float64)
+    array.fill(5)
+    t.fill_(5)
+    assert (p.tolist(), q.tolist(), q.dtype) == ([1, 1], [1, 1], np.float64)
+    assert nn.Parameter(nn.Parameter(t), False).requires_grad is False
+
+
+def test_layers_take_torchs_device():
+    for make in (lambda **o: nn.Linear(2, 2, **o), lambda **o: nn.Embedding(2, 2, **o), lambda **o: nn.LayerNorm(2, **o),
+                 lambda **o: nn.RMSNorm(2, **o)):
+        assert make(device="cpu").weight.dtype == make(device=None).weight.dtype == np.float32
+        with pytest.raises(ValueError, match=r"^\w+: device: got 'cuda', expected 'cpu'"):
+            make(device="cuda")
 
 
 def test_copies_of_what_a_trainer_has_moved_share_memory_too():

@@ -150,7 +150,7 @@ f2, f4, f8, i4 = np.float16, np.float32, np.float64, np.int32
 
 @pytest.mark.parametrize("data", [
     [f4(1), 2.0], [f2(1), 2.0], [f8(1), 2.0], [f2(1)], [f2(1), 1], [[f4(1)], [2.0]], [i4(1), 2.0], [i4(1), i4(2)], [2.0, 1],
-    [True, 2], 3, 2.0, f8(3), True, [], [[]], np.ones(2), np.ones(2, f4), [True, 1.5],
+    [True, 2], 3, 2.0, f8(3), True, [], [[]], np.ones(2), np.ones(2, f4), [True, 1.5], 2**63 - 1, -(2**63), [2**63, 1.0],
 ], ids=repr)
 def test_dtypes_of_mixed_data_are_torchs(data):
     for make in ("tensor", "as_tensor"):
@@ -176,6 +176,28 @@ def test_the_class_takes_no_number_and_keeps_a_tensors_memory():
     x = tg.tensor([1, 2])
     tg.Tensor(x)[0] = 5
     assert x.tolist() == [5, 2]
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda x: tg.tensor(2**63), "tensor: data: got 9223372036854775808, expected integers that int64 can hold"),
+    (lambda x: tg.Tensor(2, 3), r"Tensor: data: got 2, 3, expected a sequence .* zeros\(2, 3\) for a size"),
+    (lambda x: x.fill_(None), "fill_: value: got None, expected numbers that float32 can hold"),
+    (lambda x: x.requires_grad_(np.True_), "requires_grad: got np.True_, expected True or False"),
+    (lambda x: ~x, "bitwise_not: got float32, expected integers or booleans"),
+    (lambda x: x.split(), r"split\(\) missing 1 required positional argument: 'split_size'"),
+    (lambda x: x.eq(), r"eq\(\) missing 1 required positional argument: 'other'"),
+    (lambda x: x.clone(1), r"clone\(\) takes 1 positional argument but 2 were given"),
+    (lambda x: x.view("a"), "view: dtype: got 'a', expected a dtype of NumPy's for numbers"),
+])
+def test_mistakes_are_called_by_name(call, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{message}"):
+        call(tg.ones(2))
+
+
+def test_a_dtype_may_ask_for_large_integers():
+    assert tg.tensor(2**63, dtype=np.uint64).item() == 2**63
+    assert tg.tensor([2**63], dtype=np.float32).tolist() == [2.0**63]
+    assert tg.tensor(np.array([2**63], np.uint64)).dtype == np.uint64
 
 
 def test_options_of_tensor_are_named():

@@ -149,6 +149,25 @@ def test_a_saved_state_goes_on_with_the_same_bits(tmp_path_factory, drawn, dtype
     assert_same_tree(frozen, optimizer.state_dict())  # the copy's steps did not reach the original
 
 
+@pytest.mark.parametrize("m", [tinygrad_llm, torch], ids=["ours", "torch"])
+def test_a_loaded_state_has_groups_of_its_own(m):
+    optimizer = m.optim.AdamW(m.nn.Linear(2, 2).parameters())
+    (group,), saved = optimizer.param_groups, optimizer.state_dict()
+    optimizer.load_state_dict(saved)
+    group["lr"] = saved["param_groups"][0]["lr"] = 7.0
+    assert optimizer.param_groups[0]["lr"] == 1e-3
+    assert optimizer.param_groups[0]["params"][0] is group["params"][0]
+
+
+@pytest.mark.parametrize(("state", "error", "message"), [
+    (3, TypeError, "state_dict: got int, expected a dict"), ({}, KeyError, "state_dict: got none under the name param_groups"),
+    ({"param_groups": []}, KeyError, "state_dict: got none under the name state"),
+])
+def test_what_is_no_state_is_refused(state, error, message):
+    with pytest.raises(error, match=f"^AdamW: {message}"):
+        AdamW([Parameter(np.ones(1))]).load_state_dict(state)
+
+
 def assert_same_tree(a, b):
     if isinstance(a, dict):
         assert list(a) == list(b)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from reference.bridge import load_numpy_state
 from reference.model import Transformer as Reference
 from tinygrad_llm import Transformer, TransformerConfig
+from tinygrad_llm.nn import Parameter
 from tinygrad_llm.optim import AdamW, WarmupCosine, clip_grad_norm_, decay_groups, warmup_cosine
 from tinygrad_llm.training import Trainer
 
@@ -174,6 +175,16 @@ def test_torchs_training_mode_is_left_to_the_caller():
 def test_settings_that_cannot_be_are_refused(options, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         trainer(**options)
+
+
+@pytest.mark.parametrize("options", [{"capture": True}, {"workers": 2}])
+def test_parameters_that_share_memory_are_not_moved_apart(options):
+    model = Transformer(CONFIG)
+    names = [name for name, p in model.named_parameters() if p.ndim == 1][:2]
+    path, _, name = names[1].rpartition(".")
+    setattr(model.get_submodule(path), name, Parameter(model.get_parameter(names[0]).detach()))
+    with Trainer(model, AdamW(model.parameters()), **options) as each, pytest.raises(ValueError, match="that share memory"):
+        each.step(*batch())
 
 
 def test_what_is_no_model_and_no_optimizer_is_refused():

@@ -297,6 +297,43 @@ def test_random_numbers_are_refused_shared_or_drawn_for_each_example():
     assert func.vmap(lambda x: ours.nn.functional.dropout(x, training=False))(x).tolist() == x.tolist()
 
 
+DRAWS = {
+    "rand": lambda m, x: x + m.rand(50), "randn": lambda m, x: m.randn(50),
+    "normal": lambda m, x: x + m.normal(0.0, 1.0, (50,)), "normal of a mean": lambda m, x: x + m.normal(m.zeros(50), 1.0),
+    "randint": lambda m, x: x + m.randint(0, 900, (50,)), "randperm": lambda m, x: m.randperm(50),
+    "bernoulli": lambda m, x: m.bernoulli(m.full((50,), 0.5)),
+    "rand_like": lambda m, x: m.rand_like(x), "randn_like": lambda m, x: x + m.randn_like(x),
+    "randint_like": lambda m, x: m.randint_like(x, 0, 900), "uniform_": lambda m, x: x.clone().uniform_(),
+    "normal_": lambda m, x: x.clone().normal_(), "bernoulli_": lambda m, x: x.clone().bernoulli_(),
+    "random_": lambda m, x: x.clone().random_(0, 900), "init": lambda m, x: m.nn.init.normal_(m.zeros_like(x)),
+    "uniform_ of one": lambda m, x: m.zeros(50).uniform_(), "normal_ of one": lambda m, x: m.zeros(50).normal_(),
+    "bernoulli_ of one": lambda m, x: m.zeros(50).bernoulli_(), "random_ of one": lambda m, x: m.zeros(50).random_(0, 900),
+}
+
+
+@pytest.mark.parametrize("how", ["error", "same", "different"])
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_drawing_functions_do_what_randomness_says(draw, how):
+    def rows(m):
+        try:
+            found = np.asarray(m.func.vmap(lambda x: draw(m, x), randomness=how)(m.full((3, 50), 0.5)))
+        except RuntimeError:
+            return "refused"
+        return [(row == found[0]).all() for row in found]
+
+    assert rows(ours) == rows(torch)
+
+
+@pytest.mark.parametrize("f", [
+    lambda m, x: m.zeros_like(x).add_(x), lambda m, x: m.ones_like(x).mul_(x), lambda m, x: x.new_zeros(4).add_(x),
+    lambda m, x: x.new_full((4,), 2.0).mul_(x), lambda m, x: m.func.vmap(lambda a: m.zeros_like(a).add_(a * x.sum()))(x),
+])
+def test_new_tensors_like_a_batched_one_can_be_written_to(f):
+    x = np.arange(12.0).reshape(3, 4)
+    mine, theirs = (m.func.vmap(lambda t: f(m, t))(m.tensor(x)) for m in (ours, torch))  # noqa: B023
+    assert mine.tolist() == theirs.tolist()
+
+
 def test_a_write_into_an_argument_reaches_the_callers_tensor_and_backward_knows():
     x = ours.tensor(np.ones((2, 3)))
     y = ours.tensor(np.ones((2, 3)), requires_grad=True) * x

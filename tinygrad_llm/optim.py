@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, enable_grad, no_grad
 from tinygrad_llm.nn import Module
-from tinygrad_llm.nn.module import forget_gradients
+from tinygrad_llm.nn.module import StateKeyError, forget_gradients
 
 CHUNK = 1 << 16
 """Elements that AdamW updates at a time: five arrays of them fit into a core's second-level cache."""
@@ -127,8 +127,15 @@ class AdamW:
         groups = [{**group, "params": [index[id(p)] for p in group["params"]]} for group in self.param_groups]
         return {"state": state, "param_groups": groups}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The inverse of state_dict; checked before anything is changed. Errors: ValueError where it does not fit."""
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """The inverse of state_dict; checked before anything is changed. The groups are new dicts, as in torch.
+
+        Errors: TypeError for what is no state dict, KeyError where it lacks a part, ValueError where it does not fit.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"AdamW: state_dict: got {type(state_dict).__name__}, expected a dict, as state_dict() gives it")
+        if lacking := [part for part in ("param_groups", "state") if part not in state_dict]:
+            raise StateKeyError(f"AdamW: state_dict: got none under the name {lacking[0]}, expected what state_dict() gives")
         params, groups = self._parameters(), state_dict["param_groups"]
         sizes, own = [len(g["params"]) for g in groups], [len(g["params"]) for g in self.param_groups]
         if sizes != own:
@@ -140,8 +147,8 @@ class AdamW:
                 if isinstance(value, np.ndarray) and value.ndim and value.shape != params[int(i)].shape:
                     raise ValueError(f"AdamW: state_dict: {name} of parameter {i}: got shape {value.shape}, "
                                      f"expected {params[int(i)].shape}")
-        for group, saved in zip(self.param_groups, groups):
-            group.update({k: tuple(v) if k == "betas" else v for k, v in saved.items() if k != "params"})
+        self.param_groups = [{**group, **saved, "betas": tuple(saved.get("betas", group["betas"])), "params": group["params"]}
+                             for group, saved in zip(self.param_groups, groups)]
         self.state = {params[int(i)]: {k: _restored(v, params[int(i)]) for k, v in state.items()}
                       for i, state in state_dict["state"].items()}
 

@@ -25,11 +25,24 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray:
         raise ArgumentError(f"tensor: data: got {data!r:.80}, expected numbers that the dtype can hold: {error}") from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"tensor: data: got {type(data).__name__}, expected numbers in a regular nesting: {error}") from None
+    if dtype is None and array.dtype.kind in "ufO" and not isinstance(data, np.ndarray | np.generic | float):
+        _check_integers(data, array)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"tensor: data: got dtype {array.dtype}, expected real numbers or booleans")
     if dtype is None and array.dtype.kind == "f" and isinstance(data, tuple | list):
         return array.astype(functools.reduce(np.promote_types, _float_dtypes(data), np.dtype(np.float16)))
     return array.astype(np.float32) if dtype is None and type(data) is float else array
+
+
+def _check_integers(data: Any, array: np.ndarray) -> None:
+    """ArgumentError for integers beyond int64, which NumPy makes uint64, floats or objects of. Among floats they are some."""
+    numbers = _leaves(data)
+    if all(isinstance(n, int) for n in numbers) and (big := [n for n in numbers if not -(2**63) <= n < 2**63]):
+        raise ArgumentError(f"tensor: data: got {big[0]}, expected integers that int64 can hold; a dtype says otherwise")
+
+
+def _leaves(data: Any) -> list[Any]:
+    return [n for part in data for n in _leaves(part)] if isinstance(data, tuple | list) else [data]
 
 
 def _float_dtypes(data: Any) -> set[np.dtype]:

@@ -28,7 +28,7 @@ from tinygrad_llm.autograd.modes import (
     records_graph,
 )
 from tinygrad_llm.autograd.views import View, family
-from tinygrad_llm.ops import IndexRangeError, Op, ShapeError
+from tinygrad_llm.ops import DtypeError, IndexRangeError, Op, ShapeError
 from tinygrad_llm.ops.opaque import as_values
 
 
@@ -83,14 +83,15 @@ class Tensor:
         def __matmul__(self, other: Any) -> Tensor: ...
         def __neg__(self) -> Tensor: ...
 
-    def __init__(self, data: Any = (), *, device: Any = None) -> None:
+    def __init__(self, data: Any = (), *sizes: Any, device: Any = None) -> None:
         """torch.Tensor(data): float32, whatever the data are; of a tensor, its memory. `tensor` is what keeps dtypes.
 
         Errors: TypeError for a number, which torch takes for a size.
         """
-        if device not in (None, "cpu") or isinstance(data, int | float | np.generic):
-            raise TypeError(f"Tensor: data: got {data!r}, expected a sequence or an array, on 'cpu'; "
-                            "use tensor() for a number, zeros() for a size")
+        if sizes or device not in (None, "cpu") or isinstance(data, int | float | np.generic):
+            given = ", ".join(map(repr, (data, *sizes)))
+            raise TypeError(f"Tensor: data: got {given}, expected a sequence or an array, on 'cpu'; "
+                            f"use tensor() for a number, zeros({given}) for a size")
         self._begin(data._array if isinstance(data, Tensor) else as_array(data, np.float32))
         if isinstance(data, Tensor):
             self._counter = data._counter
@@ -171,15 +172,18 @@ class Tensor:
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Ask for `.grad`, or no longer: a graph that was made before then leaves it as it is.
 
-        Errors: AutogradError where the dtype is no float, for a result of an op, and for an inference tensor.
+        Errors: AutogradError where the dtype is no float, for a result of an op, and for an inference tensor; DtypeError for
+        what is no bool.
         """
+        if type(requires_grad) is not bool:
+            raise DtypeError(f"requires_grad: got {requires_grad!r:.80}, expected True or False")
         if requires_grad and self.dtype.kind != "f":
             raise AutogradError(f"requires_grad: got a tensor of dtype {self.dtype}, expected a floating dtype")
         if requires_grad and self.is_inference() and not is_inference_mode_enabled():
             raise InferenceError("requires_grad: got an inference tensor, expected an ordinary one; make a clone() of it")
         if self._node is not None and not requires_grad:
             raise AutogradError("requires_grad: got False for the result of an op, expected a leaf; use detach()")
-        self._requires_grad = bool(requires_grad)
+        self._requires_grad = requires_grad
         return self
 
     def is_inference(self) -> bool:
@@ -246,9 +250,12 @@ class Tensor:
 
     def item(self) -> Any:
         """The only element, as a Python number. Errors: ShapeError where there is not exactly one."""
+        return self._only("item")
+
+    def _only(self, name: str) -> Any:
         if self._array.size != 1:
-            raise ShapeError(f"item: got a tensor of shape {self.shape}, expected one element")
-        check_read("item")
+            raise ShapeError(f"{name}: got a tensor of shape {self.shape}, expected one element")
+        check_read(name)
         return self._array.item()
 
     def tolist(self) -> Any:
@@ -257,16 +264,16 @@ class Tensor:
         return self._array.tolist()
 
     def __float__(self) -> float:
-        return float(self.item())
+        return float(self._only("float"))
 
     def __int__(self) -> int:
-        return int(self.item())
+        return int(self._only("int"))
 
     def __index__(self) -> int:
-        return operator.index(self.item())
+        return operator.index(self._only("index"))
 
     def __bool__(self) -> bool:
-        return bool(self.item())
+        return bool(self._only("bool"))
 
     def __len__(self) -> int:
         if not self.ndim:

@@ -200,9 +200,13 @@ def _set(name: str, self: Tensor, places: np.ndarray, value: Any, index: Any = (
 
 
 def _held(name: str, self: Tensor, value: Any) -> np.ndarray:
-    """value as an array. Errors: ArgumentError for a number that the tensor's dtype cannot hold: NumPy would cut it off."""
+    """value as an array. Errors: ArgumentError for a number that the tensor's dtype cannot hold: NumPy would cut it off;
+    DtypeError for what is no number, or none that is real."""
     number = held(name, "value", value, self.dtype) if isinstance(value, int | float) and self.dtype.kind in "iu" else value
-    return as_values(number)
+    array = as_values(number)
+    if array.dtype.kind not in ("biufc" if self.dtype.kind == "c" else "biuf"):
+        raise DtypeError(f"{name}: value: got {value!r:.80}, expected numbers that {self.dtype} can hold")
+    return array
 
 
 def setitem(self: Tensor, index: Any, value: Any) -> None:

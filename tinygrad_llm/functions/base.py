@@ -75,6 +75,17 @@ def to(input: Any, dtype: Any) -> Tensor:
 # Dtypes ------------------------------------------------------------------------------------------------------------------
 
 
+def dtype_of(name: str, dtype: Any) -> np.dtype:
+    """An argument that names a dtype. Errors: TypeError for what names none, or none of numbers."""
+    try:
+        found = np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.kind not in "biufc":
+        raise TypeError(f"{name}: dtype: got {dtype!r}, expected a dtype of NumPy's for numbers")
+    return found
+
+
 def result_type(*operands: Any) -> np.dtype:
     """torch.result_type: floats beat integers beat booleans; within a kind, tensors with axes beat 0-d ones beat numbers."""
     ranks: list[np.dtype | None] = [None, None, None]
@@ -253,11 +264,13 @@ def taking(*names: str) -> Callable[[F], F]:
     """
 
     def wrap(function: F) -> F:
+        called = function.__qualname__.removesuffix(".__init__")
+
         @functools.wraps(function)
         def call(*args: Any, **options: Any) -> Any:
             for name in names:
                 if name in options:
-                    only(function.__name__, name, options.pop(name))
+                    only(called, name, options.pop(name))
             return function(*args, **options)
 
         own = inspect.signature(function)

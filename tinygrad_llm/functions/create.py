@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
+from tinygrad_llm.autograd.vectorizing import alike
 from tinygrad_llm.functions.base import sizes_of, taking, to
 from tinygrad_llm.ops import ArgumentError, ShapeError
 from tinygrad_llm.ops.numbers import held
@@ -96,13 +97,21 @@ def full(size: Any, fill_value: Any, *, dtype: Any = None, requires_grad: bool =
 @taking("device", "pin_memory")
 def zeros_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Zeros of input's shape and, by default, dtype."""
-    return zeros(input.shape, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad)
+    return for_each(zeros(input.shape, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad), input)
 
 
 @taking("device", "pin_memory")
 def ones_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Ones of input's shape and, by default, dtype."""
-    return ones(input.shape, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad)
+    return for_each(ones(input.shape, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad), input)
+
+
+def for_each(new: Tensor, like: Any) -> Tensor:
+    """A new tensor; beside one that vmap has batched, with memory for each example, so that these can be written into it."""
+    array = alike(new._array, like._array if isinstance(like, Tensor) else like)
+    if array is not new._array:
+        new._array = array.copy()
+    return new
 
 
 @taking("device", "pin_memory")

@@ -49,6 +49,12 @@ def _bitwise(name: str, ufunc: Any) -> Callable[..., Tensor]:
     return method
 
 
+def _not(self: Tensor) -> Tensor:
+    if self.dtype.kind not in "biu":
+        raise DtypeError(f"bitwise_not: got {self.dtype}, expected integers or booleans")
+    return Tensor.from_array(as_values(~as_values(self)))
+
+
 _and, _or, _xor = [_operator(_bitwise(f.__name__, f)) for f in (np.bitwise_and, np.bitwise_or, np.bitwise_xor)]
 METHODS: dict[str, Any] = {
     "__add__": e.add, "__radd__": _reversed(e.add), "__sub__": e.sub, "__rsub__": _reversed(e.sub), "__mul__": e.mul,
@@ -59,7 +65,7 @@ METHODS: dict[str, Any] = {
     "__lt__": _operator(_compare(np.less)), "__le__": _operator(_compare(np.less_equal)),
     "__gt__": _operator(_compare(np.greater)), "__ge__": _operator(_compare(np.greater_equal)),
     "__and__": _and, "__or__": _or, "__xor__": _xor, "__rand__": _and, "__ror__": _or, "__rxor__": _xor,
-    "__invert__": lambda self: Tensor.from_array(as_values(~as_values(self))),
+    "__invert__": _not,
     "T": property(lambda self: s.permute(self, tuple(reversed(range(self.ndim))))),
     "mT": property(lambda self: s.transpose(self, -1, -2)),
     "__pos__": lambda self: self, "view": s.view, "size": Tensor.size,
@@ -100,3 +106,6 @@ METHODS |= {f"__i{name}__": inplace(METHODS[f"__{name}__"]) for name in (
 )}
 for _name, _method in METHODS.items():
     setattr(Tensor, _name, _method)
+for _name, _method in vars(Tensor).items():  # Python's errors call a method by its name
+    if getattr(_method, "__name__", _name) in ("<lambda>", "method", f"_{_name}", f"{_name}_"):
+        _method.__name__ = _method.__qualname__ = _name

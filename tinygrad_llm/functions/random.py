@@ -47,7 +47,7 @@ def _drawn(like: Any, generator: np.random.Generator, fill: Fill, out: Any = Non
 def _draw(name: str, shape: tuple[int, ...], dtype: Any, generator: Any, fill: Fill) -> Any:
     """An array of what fill draws, recorded where calls are."""
     like, recorder = np.broadcast_to(np.zeros((), dtype), shape), active_recorder()
-    return _drawn(like if recorder is None else recorder.lift(like), chosen(f"{name}: generator", generator), fill)
+    return _drawn(like if recorder is None else recorder.for_drawing(like), chosen(f"{name}: generator", generator), fill)
 
 
 def _uniform(generator: Any, shape: tuple[int, ...], dtype: np.dtype, low: float = 0.0, high: float = 1.0) -> Any:

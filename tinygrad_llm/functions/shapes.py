@@ -16,6 +16,7 @@ from tinygrad_llm.functions.base import (
     as_array_like,
     axis_of,
     dims_of,
+    dtype_of,
     no_view,
     result_type,
     spelled,
@@ -42,7 +43,7 @@ def reshape(input: Any, shape: Any) -> Tensor:
 @variadic("size")
 def _view(input: Any, size: Any, dtype: Any = None) -> Tensor:
     if dtype is not None:
-        return _reinterpreted(input, np.dtype(dtype))
+        return _reinterpreted(input, dtype_of("view", dtype))
     out = reshape(input, size)
     if not np.may_share_memory(as_values(out), as_values(input)) and np.size(out):
         raise ShapeError(f"view: size: got {size} for shape {input.shape} in memory of another order, expected one that is a "

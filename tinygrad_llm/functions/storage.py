@@ -11,7 +11,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.functions import create, elementwise, reductions, shapes
-from tinygrad_llm.functions.base import axis_of, dims_of, only, spelled, to
+from tinygrad_llm.functions.base import axis_of, dims_of, dtype_of, only, spelled, to
 from tinygrad_llm.ops import DtypeError
 from tinygrad_llm.ops.opaque import as_values
 from tinygrad_llm.ops.reduce import axes_of
@@ -34,7 +34,7 @@ def cast(self: Tensor, *args: Any, **options: Any) -> Tensor:
     asked |= options
     only("to", "device", asked.get("device"))
     wanted = asked["other"].dtype if "other" in asked else asked.get("dtype")
-    out = self if wanted is None else to(self, _dtype("to", wanted))
+    out = self if wanted is None else to(self, dtype_of("to", wanted))
     return out.clone() if asked.get("copy") and out is self else out
 
 
@@ -53,13 +53,6 @@ def _places_of(args: tuple[Any, ...]) -> tuple[str, ...]:
     return names
 
 
-def _dtype(name: str, dtype: Any) -> np.dtype:
-    try:
-        return np.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"{name}: dtype: got {dtype!r}, expected a dtype of NumPy's") from None
-
-
 def _cast_to(dtype: Any) -> Callable[..., Tensor]:
     return lambda self, *, memory_format=None: to(self, dtype)  # a memory format would change strides alone
 
@@ -67,7 +60,7 @@ def _cast_to(dtype: Any) -> Callable[..., Tensor]:
 def type_(self: Tensor, dtype: Any = None, non_blocking: bool = False) -> Any:
     """In another dtype; without one torch's name of this one, such as "FloatTensor"."""
     if dtype is not None:
-        return to(self, _dtype("type", dtype))
+        return to(self, dtype_of("type", dtype))
     found = [name for name, known in CASTS.items() if self.dtype == known]
     return f"{found[0].capitalize()}Tensor" if found else f"{self.dtype}"
 
@@ -86,7 +79,8 @@ def contiguous(self: Tensor) -> Tensor:
 def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(make)
     def method(self: Tensor, *size: Any, **options: Any) -> Tensor:
-        return make(*size, **{**options, "dtype": self.dtype if options.get("dtype") is None else options["dtype"]})
+        made = make(*size, **{**options, "dtype": self.dtype if options.get("dtype") is None else options["dtype"]})
+        return made if make is create.tensor else create.for_each(made, self)
 
     own, this = inspect.signature(make), inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     method.__signature__ = own.replace(parameters=[this, *own.parameters.values()])  # type: ignore[attr-defined]

@@ -9,7 +9,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.randomness import chosen
-from tinygrad_llm.functions.base import whole
+from tinygrad_llm.functions.base import taking, whole
 from tinygrad_llm.nn import functional as F
 from tinygrad_llm.nn.module import Module, Parameter
 from tinygrad_llm.ops import ShapeError
@@ -44,6 +44,7 @@ class Linear(Module):
 
     bias: Parameter | None
 
+    @taking("device")
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *,
                  generator: np.random.Generator | None = None, dtype: Any = np.float32) -> None:
         self.in_features = _size("Linear", "in_features", in_features)
@@ -74,6 +75,7 @@ class Embedding(Module):
     The numbers come from `generator`, by default from the library's. Errors: PaddingError, an AssertionError and a ValueError.
     """
 
+    @taking("device")
     def __init__(
         self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, max_norm: float | None = None,
         norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False, _weight: Any = None,
@@ -89,8 +91,7 @@ class Embedding(Module):
         self.max_norm, self.norm_type, self.scale_grad_by_freq = max_norm, norm_type, scale_grad_by_freq
         if _weight is not None and np.shape(_weight) != (n, self.embedding_dim):
             raise PaddingError(f"Embedding: _weight: got shape {np.shape(_weight)}, expected {(n, self.embedding_dim)}")
-        self.weight = _empty((n, self.embedding_dim), dtype) if _weight is None else Parameter(_weight)
-        self.weight.requires_grad_(not _freeze)
+        self.weight = Parameter(_empty((n, self.embedding_dim), dtype) if _weight is None else _weight, not _freeze)
         if _weight is None:
             self.reset_parameters(generator)
 
@@ -99,7 +100,7 @@ class Embedding(Module):
         cls, embeddings: Any, freeze: bool = True, padding_idx: int | None = None, max_norm: float | None = None,
         norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
     ) -> Embedding:
-        """An Embedding with a copy of this table [V, d], which is trained only with freeze=False."""
+        """An Embedding of this table [V, d], a tensor's memory or a copy, which is trained only with freeze=False."""
         if np.ndim(embeddings) != 2:
             raise PaddingError(f"Embedding: embeddings: got shape {np.shape(embeddings)}, expected 2 axes")
         rows, width = np.shape(embeddings)
@@ -126,6 +127,7 @@ class LayerNorm(Module):
     weight: Parameter | None
     bias: Parameter | None
 
+    @taking("device")
     def __init__(
         self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True, *,
         dtype: Any = np.float32,
@@ -155,6 +157,7 @@ class RMSNorm(Module):
 
     weight: Parameter | None
 
+    @taking("device")
     def __init__(self, normalized_shape: int | tuple[int, ...], eps: float | None = None, elementwise_affine: bool = True, *,
                  dtype: Any = np.float32) -> None:
         self.normalized_shape = _trailing("RMSNorm", normalized_shape)

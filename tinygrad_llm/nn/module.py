@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -11,17 +12,25 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor, as_array, no_grad
 from tinygrad_llm.autograd.modes import active_recorder
-from tinygrad_llm.ops import ShapeError
+from tinygrad_llm.ops import DtypeError, ShapeError
 
 
 class Parameter(Tensor):
-    """A leaf that requires grad; a Module finds it among its attributes."""
+    """A leaf that requires grad; a Module finds it among its attributes.
 
-    __slots__ = ()
+    It shares the memory of a tensor, and copies any other data. A deepcopy has its values and requires_grad alone, as in torch.
+    """
 
     def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None) -> None:
-        self._begin(as_array(data, dtype))
+        shared = isinstance(data, Tensor) and dtype in (None, data.dtype)
+        self._begin(data._array if shared else as_array(data, dtype))
+        if shared:
+            self._counter = data._counter
         self.requires_grad_(requires_grad)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        make, (kind, requires_grad, _, *place) = self.__reduce_ex__(4)
+        return make(kind, requires_grad, None, *copy.deepcopy(place, memo))
 
 
 class LoadResult(NamedTuple):
@@ -71,6 +80,8 @@ class Module:
         if kind is not None:
             self._check_part(name, kind, value)
             self._register(name, kind if value is None or (kind == "buffer" and _kind_of(value) is None) else None)
+        if _kind_of(value) not in (None, kind):
+            vars(self).pop(name, None)  # parts stand in the order in which they became such
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -273,9 +284,13 @@ class Module:
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy values into parameters and buffers by name; everything is checked before anything is written.
 
-        Errors: KeyError for names missing or unexpected (where strict), ValueError for a shape that differs or for two
-        different values for one shared parameter. Each is a RuntimeError too.
+        Integers become floats where these are expected. Errors: KeyError for names missing or unexpected (where strict),
+        ValueError for a shape that differs or for two different values for one shared parameter, TypeError for a dtype whose
+        values would be cut off.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"load_state_dict: state_dict: got {type(state_dict).__name__}, expected a dict, as "
+                            "state_dict() gives it")
         own = dict(self._state())
         missing, unexpected = [n for n in own if n not in state_dict], [n for n in state_dict if n not in own]
         if strict and (missing or unexpected):
@@ -348,15 +363,16 @@ def forget_gradients(parameters: Iterable[Tensor], set_to_none: bool) -> None:
     """
     for p in parameters:
         g = p._grad
-        p._grad = None if set_to_none or g is None else (g if g.is_leaf else g.detach()).requires_grad_(False).zero_()
+        p._grad = None if set_to_none or g is None else (g if g.is_leaf else g.detach_()).requires_grad_(False).zero_()
 
 
 def _check_state(own: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> None:
     first: dict[int, str] = {}
     for name, array in arrays.items():
-        if array.shape != own[name].shape or array.dtype.kind != own[name].dtype.kind:
-            raise ShapeError(f"load_state_dict: {name}: got shape {array.shape} of {array.dtype}, "
-                             f"expected {own[name].shape} of {own[name].dtype}")
+        if array.shape != own[name].shape:
+            raise ShapeError(f"load_state_dict: {name}: got shape {array.shape}, expected {own[name].shape}")
+        if not np.can_cast(array.dtype, own[name].dtype, "same_kind"):
+            raise DtypeError(f"load_state_dict: {name}: got dtype {array.dtype}, expected one that {own[name].dtype} can hold")
         other = first.setdefault(id(own[name]), name)
         if not np.array_equal(array, arrays[other], equal_nan=array.dtype.kind == "f"):
             raise ValueError(f"load_state_dict: {name}: got values that differ from {other}, expected one shared tensor")

@@ -9,11 +9,13 @@ AdamW.step, so that its bits are the same, wherever the slices are cut.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.optim import CHUNK, MOMENTS, AdamW, descend, norm_squared, pieces_of
@@ -188,6 +190,7 @@ class Lodging:
     """The parameters of a model and the state of its optimizer, moved into a Flat and, by `leave`, out again."""
 
     def __init__(self, optimizer: AdamW, parameters: Sequence[Tensor], flat: Flat) -> None:
+        _check_apart(parameters)
         layout = flat.layout
         self.optimizer, self.parameters, self.layout = optimizer, parameters, layout
         self.weights = [flat.view("weights", i) for i in range(len(parameters))]
@@ -270,6 +273,15 @@ class Lodging:
                 place = place._replace(start=runs.pop()[0].start)
             runs.append((place, number, behind))
         return runs
+
+
+def _check_apart(parameters: Sequence[Tensor]) -> None:
+    """ValueError for two parameters that show the same memory: moved, each would have its own."""
+    arrays = sorted((p._array for p in parameters if p.size), key=lambda a: byte_bounds(a)[0])
+    for a, b in itertools.pairwise(arrays):
+        if np.shares_memory(a, b):
+            raise ValueError(f"Trainer: model: got parameters of shapes {a.shape} and {b.shape} that share memory, expected "
+                             "memory of their own, or one Parameter under both names")
 
 
 def clip_scale(norm: float, max_norm: float | None) -> float:
