@@ -105,13 +105,13 @@ def test_state_goes_across_and_is_a_copy():
 
 @pytest.mark.parametrize("change", [
     lambda s: s.pop("lm_head.weight"), lambda s: s.update(extra=np.ones(1)),
-    lambda s: s.update({"lm_head.weight": np.ones((8, 11))}), lambda s: s.update({"lm_head.weight": np.ones((11, 8), int)}),
+    lambda s: s.update({"lm_head.weight": np.ones((8, 11))}), lambda s: s.update({"lm_head.weight": np.ones((11, 8), complex)}),
 ])
 def test_a_state_that_does_not_fit_is_refused_whole(change):
     model, state = make(0), make(1).state_dict()
     change(state)
     before = model.state_dict()
-    with pytest.raises(ValueError, match="expected"):
+    with pytest.raises((ValueError, TypeError), match="expected"):
         model.load_state_dict(state)
     for name, value in model.state_dict().items():
         np.testing.assert_array_equal(value, before[name])

@@ -102,7 +102,7 @@ def op(
         variadic = any(isinstance(spec, tuple) for spec in args.values())
         parsed = tuple(Arg.parse(key, spec) for key, spec in _flat_specs(args))
         _check_declaration(name, function, list(args), options or {}, torch)
-        owned = function.__module__.startswith(f"{__package__.partition('.')[0]}.")
+        owned = (function.__module__ or "").startswith(f"{__package__.partition('.')[0]}.")
         REGISTRY[name] = record = Op(name, function, parsed, dict(options or {}), torch, definition, variadic, kinked, owned)
         return record
 
