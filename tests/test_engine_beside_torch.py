@@ -311,3 +311,12 @@ def test_edges_have_no_grad_but_gradients():
     assert shown(tg.grad(z, edge, retain_graph=True)[0]) == [12]
     assert shown(tg.grad(edge, x, np.ones(1, np.float32), retain_graph=True)[0]) == [3]
     assert shown(tg.grad(edge, x, tg.ones(2, 1), is_grads_batched=True)[0]) == [[3], [3]]
+
+
+def test_a_gradient_beside_one_of_another_shape_is_refused():
+    for m in LIBRARIES:
+        x = leaf(m, 1, 2)
+        (x * 2).sum().backward()
+        x.data = m.ones(3)
+        with pytest.raises(RuntimeError):
+            (x * 2).sum().backward()

@@ -27,6 +27,9 @@ def accumulate(leaf: Tensor, gradient: Any, owned: bool, create_graph: bool) -> 
         before = leaf._grad
         if before is None:
             leaf._grad = _first(leaf, gradient, owned, create_graph)
+        elif before.shape != gradient.shape or before.dtype != gradient.dtype:  # data of another shape were given meanwhile
+            raise AutogradError(f"backward: got a gradient of shape {gradient.shape} and dtype {gradient.dtype}, expected "
+                                f"{before.shape} and {before.dtype}, those of .grad; set it to None")
         elif create_graph:
             leaf._grad = before + gradient
         elif active_recorder() is not None or not before._array.flags.writeable:
