@@ -17,7 +17,7 @@ import numpy as np
 
 from tinygrad_llm.allocator import keep_freed
 from tinygrad_llm.autograd.errors import AnomalyError, AutogradError
-from tinygrad_llm.autograd.graph import AccumulateGrad, GradientEdge, Node
+from tinygrad_llm.autograd.graph import AccumulateGrad, GradientEdge, Node, where_it_was
 from tinygrad_llm.autograd.hooks import run_accumulated, run_before, run_hooks, run_node_hooks, walks
 from tinygrad_llm.autograd.leaves import accumulate, copied
 from tinygrad_llm.autograd.modes import is_anomaly_check_nan_enabled, set_grad_enabled
@@ -152,14 +152,13 @@ def _walk(
         if waiting.get(id(place)) == 0:
             _make_ready(place, leaves, ready)
     results = []
-    wrap = next((t.wrap for t in (*tensors, *gradients) if hasattr(t, "wrap")), None) or _tensor_of
     before, walks.now = walks.now, waiting
     try:
         while leaves or ready:
             place = leaves.pop() if leaves else heappop(ready)[1]
             gradient, owned = table.pop(place)
             if gradient is not None and place._hooks is not None and id(place) not in silent:
-                gradient, owned = run_hooks(place, gradient, owned, wrap), False
+                gradient, owned = run_hooks(place, gradient, owned, _tensor_of), False
             if gradient is not None and (id(place) in targets if inputs else not isinstance(place, Node)):
                 if early is not None and place._hooks is not None and place._hooks.accumulated:
                     early(place, gradient, owned)
@@ -168,7 +167,7 @@ def _walk(
             parents = [p for p in place.parents if id(p) in waiting] if isinstance(place, Node) else []
             if not parents or (id(place) in targets and not beyond):
                 continue
-            _push(place, gradient, table, create_graph, wrap)
+            _push(place, gradient, table, create_graph)
             if not retain:
                 place.release()
             for parent in parents:
@@ -210,10 +209,10 @@ class _Cotangents:
         return self.slots.pop(id(place), (None, False))
 
 
-def _push(node: Node, gradient: Any, table: _Cotangents, create_graph: bool, wrap: Any) -> None:
+def _push(node: Node, gradient: Any, table: _Cotangents, create_graph: bool) -> None:
     """Call a node's vjp and hand each gradient to the parent that it belongs to."""
     if gradient is not None and node._hooks is not None and node._hooks.before:
-        gradient = run_before(node, gradient, wrap)
+        gradient = run_before(node, gradient, _tensor_of)
     if gradient is None:
         return
     if node.vjp is None:
@@ -224,7 +223,7 @@ def _push(node: Node, gradient: Any, table: _Cotangents, create_graph: bool, wra
     node.check_saved(runs_again=create_graph)
     gradients, mine = _differentiable_vjp(node, gradient) if create_graph else node.vjp(gradient), node.op.owned
     if node._hooks is not None and node._hooks.passed:
-        gradients, mine = run_node_hooks(node, gradients, gradient, wrap), False
+        gradients, mine = run_node_hooks(node, gradients, gradient, _tensor_of), False
     seen: list[Any] = [gradient]
     for i, (parent, g) in enumerate(zip(node.parents, gradients)):
         if parent is None or g is None:
@@ -252,19 +251,10 @@ def _differentiable_vjp(node: Node, gradient: Tensor) -> tuple[Any, ...]:
         return tuple([_at_kinks(p, g, gradient) for p, g in zip(node.parents, node.vjp(gradient))])
     if node.inputs is None:
         return node.vjp(gradient)
-    inputs = tuple([_where_it_was(a, parent) for a, parent in zip(node.inputs, node.parents)])
+    inputs = tuple([where_it_was(a, parent) for a, parent in zip(node.inputs, node.parents)])
     if node.op.definition is None:
         return node.op(*inputs, **node.options)[1](gradient)
     return _through_definition(node.op, inputs, node.options, gradient)
-
-
-def _where_it_was(tensor: Any, parent: Any) -> Any:
-    """An argument at its place in the graph when the op ran, which detach_() may have taken it out of since."""
-    if not isinstance(parent, Node) or tensor._node is parent:
-        return tensor
-    again = tensor.wrap(tensor._array)
-    again._node, again._requires_grad = parent, True
-    return again
 
 
 def _at_kinks(parent: Any, g: Any, like: Tensor) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd.errors import AutogradError, WriteError
-from tinygrad_llm.autograd.graph import Node, written
+from tinygrad_llm.autograd.graph import Node, where_it_was, written
 from tinygrad_llm.autograd.modes import no_grad, records_graph
 from tinygrad_llm.autograd.several import node_of_call
 from tinygrad_llm.autograd.tensor import Tensor
@@ -54,7 +54,8 @@ class FunctionCtx:
         for i, (version, seen) in enumerate(self._versions):
             if version.count != seen:
                 raise written(f"saved_tensors[{i}]", version, seen)
-        return tuple([self._output(i, t) if i in self._outputs else _at(t, self._places[i]) for i, t in enumerate(self._saved)])
+        return tuple([self._output(i, t) if i in self._outputs else where_it_was(t, place)
+                      for i, (t, place) in enumerate(zip(self._saved, self._places))])
 
     def mark_dirty(self, *args: Tensor) -> None:
         """Arguments that forward has written to; it must return each of them."""
@@ -249,15 +250,6 @@ def _is_argument(out: Any, args: tuple[Any, ...], ctx: FunctionCtx) -> bool:
 
 def _is_in(value: Any, values: Any) -> bool:
     return any(value is other for other in values)
-
-
-def _at(tensor: Any, node: Node | None) -> Any:
-    """A saved tensor at the place in the graph that it was saved at."""
-    if tensor is None or tensor._node is node or node is None:
-        return tensor
-    again = _alias(tensor)
-    again._node, again._requires_grad = node, True
-    return again
 
 
 def _alias(tensor: Tensor) -> Tensor:

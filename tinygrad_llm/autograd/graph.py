@@ -17,7 +17,7 @@ from tinygrad_llm.ops.closures import Each, saved_arrays
 
 __all__ = [
     "AccumulateGrad", "GradientEdge", "Node", "Unwatched", "Version", "get_gradient_edge", "increment_version",
-    "register_multi_grad_hook", "root", "saved_arrays",
+    "register_multi_grad_hook", "root", "saved_arrays", "where_it_was",
 ]
 
 _NUMBERS = itertools.count()
@@ -199,6 +199,15 @@ def register_multi_grad_hook(tensors: Any, fn: Callable[..., Any], *, mode: str 
     for t in tensors:
         get_gradient_edge(t)
     return MultiGradHook([t.grad_fn or t for t in tensors], fn, mode)
+
+
+def where_it_was(tensor: Any, place: Any) -> Any:
+    """A tensor that a graph keeps, at the node that made it when it was kept: detach_() may have taken it away since."""
+    if not isinstance(place, Node) or tensor._node is place:
+        return tensor
+    again = tensor.detach()
+    again._node, again._requires_grad = place, True
+    return again
 
 
 def root(array: Any) -> Any:
