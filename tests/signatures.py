@@ -252,8 +252,6 @@ HERE = {
     **{f"{name}: {rest}": "rand(2, 3), rand((2, 3)) and rand(size=(2, 3)), as in torch, by one *argument"
        for name in ("rand", "randn")
        for rest in ("size: place None, in torch 0", "size: one argument only", "sizes: ours alone")},
-    **{f"{name}: dtype: default <class 'numpy.{dtype}'>, in torch None": "said where torch's None means it"
-       for name, dtype in [("rand", "float32"), ("randn", "float32"), ("randint", "int64"), ("randperm", "int64")]},
     **{f"{name}: {rest}": "one number is the end; the others are told apart by what they are" for name, rest in [
         ("randint", "high: place 1, in torch 0 and 1"), ("randint", "high: optional"),
         ("randint", "size: place 2, in torch 1 and 2"), ("randint", "size: optional"),
@@ -270,8 +268,7 @@ HERE = {
     "autograd.no_grad: orig_func: ours alone": "torch takes it in __new__: @no_grad without parentheses",
     **{f"nn.{name}: {rest}": "there is one device, and a dtype is given by name"
        for name, place in [("Embedding", 10), ("LayerNorm", 5), ("Linear", 4), ("RMSNorm", 4)]
-       for rest in (f"device: place None, in torch {place - 1}", f"dtype: place None, in torch {place}",
-                    "dtype: default <class 'numpy.float32'>, in torch None")},
+       for rest in (f"device: place None, in torch {place - 1}", f"dtype: place None, in torch {place}")},
     "nn.Module: args: missing": "torch's takes none either, and says so later",
     **{f"nn.Module.forward: {rest}": "torch's is a stub of the name" for rest in ("input: missing", "args: ours alone")},
     **{f"nn.Module.state_dict: {rest}: missing": "its arrays are copies, in a dict of their own"

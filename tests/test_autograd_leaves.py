@@ -119,6 +119,27 @@ def node_hooks(m):
     return [x.grad, *notes]
 
 
+def hooks_of_the_end(m):
+    x, notes = leaf(m), []
+    end = x.expand_as(x).grad_fn.next_functions[0][0]
+
+    def seen(name):
+        return lambda *given: notes.append([name, [[np.round(g.numpy(), 12).tolist() for g in part] for part in given],
+                                            None if x.grad is None else np.round(x.grad.numpy(), 12).tolist()])
+
+    handles = [end.register_hook(seen("after")), end.register_prehook(lambda g: (g[0] * 3,)),
+               end.register_prehook(seen("before"))]
+    x.register_hook(lambda g: g + 1)
+    x.register_post_accumulate_grad_hook(lambda t: notes.append("accumulated"))
+    (x * 2).sum().backward()
+    (x * 2).sum().backward()
+    m.autograd.grad((x * 2).sum(), x)
+    for handle in handles:
+        handle.remove()
+    (x * 2).sum().backward()
+    return [x.grad, *notes]
+
+
 def hooks_of_several(m):
     x, y, z, notes = leaf(m), leaf(m), leaf(m), []
     everything = m.autograd.graph.register_multi_grad_hook((x, y, z), lambda gs: notes.append([g is None for g in gs]))
@@ -197,8 +218,9 @@ def writes_to_frozen_partners(m):
 
 
 PROGRAMS = [kept_gradient, flat_buffer, zeroed, gradient_with_a_graph, frozen_later, forgotten, transposed, data_in_a_cell,
-            data_of_other_shape_and_dtype, accumulated_hooks, node_hooks, hooks_of_several, edges, called_node,
-            losses_of_one_trunk, zeros_with_a_graph, batched_cotangents, penalty_of_piecewise_linear, writes_to_frozen_partners]
+            data_of_other_shape_and_dtype, accumulated_hooks, node_hooks, hooks_of_the_end, hooks_of_several, edges,
+            called_node, losses_of_one_trunk, zeros_with_a_graph, batched_cotangents, penalty_of_piecewise_linear,
+            writes_to_frozen_partners]
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=[p.__name__ for p in PROGRAMS])

@@ -12,6 +12,7 @@ from opchecks import judge64
 
 import tinygrad_llm.functions as F
 from reference.opdraw import draw_floats
+from tinygrad_llm import nn
 from tinygrad_llm.autograd import AutogradError, Tensor, grad, no_grad
 from tinygrad_llm.functions import tensor
 from tinygrad_llm.ops import IndexRangeError, ShapeError
@@ -351,6 +352,31 @@ def test_wrong_arguments_are_refused_in_one_line(call):
     assert "got " in str(caught.value)
     assert "expected " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+DTYPES = {
+    "zeros": lambda d: F.zeros(2, dtype=d), "full": lambda d: F.full((2,), 1.0, dtype=d),
+    "arange": lambda d: F.arange(3, dtype=d), "tensor": lambda d: tensor([1.0], dtype=d), "rand": lambda d: F.rand(2, dtype=d),
+    "randn": lambda d: F.randn(2, dtype=d), "randperm": lambda d: F.randperm(3, dtype=d),
+    "randint": lambda d: F.randint(3, (2,), dtype=d), "to": lambda d: X.to(dtype=d),
+    "sum": lambda d: X.sum(dtype=d), "cumsum": lambda d: X.cumsum(0, dtype=d), "softmax": lambda d: F.softmax(X, 0, d),
+    "new_ones": lambda d: X.new_ones((2,), dtype=d), "Linear": lambda d: nn.Linear(2, 2, dtype=d),
+    "Embedding": lambda d: nn.Embedding(2, 2, dtype=d), "LayerNorm": lambda d: nn.LayerNorm(2, dtype=d),
+}
+
+
+@pytest.mark.parametrize("dtype", [str, object, "float33", 3.5, "M8"], ids=repr)
+@pytest.mark.parametrize("call", DTYPES.values(), ids=DTYPES)
+def test_what_is_no_dtype_of_numbers_is_refused(call, dtype):
+    with pytest.raises(TypeError, match=r"dtype: got .*expected a dtype"):
+        call(dtype)
+
+
+@pytest.mark.parametrize("call", [call for name, call in DTYPES.items() if name != "to"], ids=[n for n in DTYPES if n != "to"])
+def test_none_is_the_dtype_by_default(call):
+    made = call(None)
+    dtypes = {p.dtype for p in made.parameters()} if isinstance(made, nn.Module) else {made.dtype}
+    assert dtypes in ({np.dtype(np.float32)}, {np.dtype(np.int64)})
 
 
 def test_cat_of_two_dtypes_has_the_wider_and_gradients_keep_their_own():

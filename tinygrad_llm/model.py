@@ -16,6 +16,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.config import TransformerConfig
+from tinygrad_llm.functions.base import dtype_of
 from tinygrad_llm.nn import Dropout, Embedding, LayerNorm, Linear, Module, ModuleList, Parameter
 from tinygrad_llm.nn import functional as F
 from tinygrad_llm.ops import ShapeError
@@ -104,7 +105,7 @@ class Transformer(Module):
     """
 
     def __init__(self, config: TransformerConfig, seed: int = 0, dtype: Any = np.float32) -> None:
-        if np.dtype(dtype) not in (np.float32, np.float64):
+        if dtype_of("Transformer", dtype) not in (np.float32, np.float64):
             raise TypeError(f"dtype: got {dtype!r}, expected numpy.float32 or numpy.float64")
         self.config, self.dtype = config, np.dtype(dtype)
         self.generator = np.random.default_rng(seed)

@@ -26,7 +26,7 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray:
     except (ValueError, TypeError) as error:
         raise ValueError(f"tensor: data: got {type(data).__name__}, expected numbers in a regular nesting: {error}") from None
     if dtype is None and array.dtype.kind in "ufO" and not isinstance(data, np.ndarray | np.generic | float):
-        _check_integers(data, array)
+        array = _of_numbers(data, array)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"tensor: data: got dtype {array.dtype}, expected real numbers or booleans")
     if dtype is None and array.dtype.kind == "f" and isinstance(data, tuple | list):
@@ -34,11 +34,13 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray:
     return array.astype(np.float32) if dtype is None and type(data) is float else array
 
 
-def _check_integers(data: Any, array: np.ndarray) -> None:
-    """ArgumentError for integers beyond int64, which NumPy makes uint64, floats or objects of. Among floats they are some."""
+def _of_numbers(data: Any, array: np.ndarray) -> np.ndarray:
+    """The array; ArgumentError for integers beyond int64, which NumPy makes uint64, floats or objects of. Among floats they are
+    some."""
     numbers = _leaves(data)
     if all(isinstance(n, int) for n in numbers) and (big := [n for n in numbers if not -(2**63) <= n < 2**63]):
         raise ArgumentError(f"tensor: data: got {big[0]}, expected integers that int64 can hold; a dtype says otherwise")
+    return array.astype(np.float64) if array.dtype == object and all(isinstance(n, int | float) for n in numbers) else array
 
 
 def _leaves(data: Any) -> list[Any]:

@@ -52,9 +52,12 @@ def backward(
     def arrive(place: Any, gradient: Any, owned: bool) -> None:
         holder = holders.get(id(place), place)
         if holder._requires_grad and (holder._node is None or not holder.retains_grad):  # or it has it already
+            hooks = holder._hooks
+            if hooks is not None and hooks.before and (gradient := run_before(holder, gradient, _tensor_of)) is None:
+                return
             accumulate(holder, gradient, owned, create_graph)
-            if holder._hooks is not None:
-                run_accumulated(holder)
+            if hooks is not None:
+                run_accumulated(holder, gradient, _tensor_of)
 
     with set_grad_enabled(create_graph):
         for found in _walk(tensors, gradients, list(holders), retain_graph, create_graph, early=arrive):
@@ -160,7 +163,7 @@ def _walk(
             if gradient is not None and place._hooks is not None and id(place) not in silent:
                 gradient, owned = run_hooks(place, gradient, owned, _tensor_of), False
             if gradient is not None and (id(place) in targets if inputs else not isinstance(place, Node)):
-                if early is not None and place._hooks is not None and place._hooks.accumulated:
+                if early is not None and place._hooks is not None and place._hooks.see_grad:
                     early(place, gradient, owned)
                 else:
                     results.append((place, gradient, owned))

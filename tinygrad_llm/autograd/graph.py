@@ -161,6 +161,14 @@ class AccumulateGrad(NamedTuple):
         """None: it is the end."""
         return ()
 
+    def register_prehook(self, fn: Callable[[tuple[Any, ...]], Any]) -> RemovableHandle:
+        """Call fn((gradient,)) before `.grad` is added to; a tuple that it returns replaces the gradient."""
+        return RemovableHandle(hooks_of(self.variable).before, fn)
+
+    def register_hook(self, fn: Callable[[tuple[()], tuple[Any, ...]], Any]) -> RemovableHandle:
+        """Call fn((), (gradient,)) after `.grad` was added to: there is no argument whose gradient it could replace."""
+        return RemovableHandle(hooks_of(self.variable).passed, fn)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AccumulateGrad) and other.variable is self.variable
 

@@ -23,8 +23,8 @@ class Hooks:
     """The hooks of one place of the graph, in the order of registration, and the tensor that keeps its gradient.
 
     calls        with the whole gradient of the place
-    before       of a node, with its gradient, before its vjp
-    passed       of a node, with the gradients of its arguments and its own, after its vjp
+    before       of a node, with its gradient, before its vjp; of a leaf, before its `.grad` is added to
+    passed       of a node, with the gradients of its arguments and its own, after its vjp; of a leaf, after all others
     accumulated  of a leaf, with the leaf, after its `.grad` was added to
     """
 
@@ -36,6 +36,11 @@ class Hooks:
         self.passed: dict[int, Callable[..., Any]] = {}
         self.accumulated: dict[int, Callable[[Tensor], None]] = {}
         self.keeper: weakref.ref[Tensor] | None = None
+
+    @property
+    def see_grad(self) -> bool:
+        """Whether any of them, of a leaf, waits for its `.grad`."""
+        return bool(self.accumulated or self.before or self.passed)
 
 
 class RemovableHandle:
@@ -115,12 +120,14 @@ def run_hooks(place: Any, gradient: Any, owned: bool, wrap: Callable[[Any], Tens
     return tensor._array if plain else tensor
 
 
-def run_accumulated(leaf: Tensor) -> None:
+def run_accumulated(leaf: Any, gradient: Any, wrap: Callable[[Any], Tensor]) -> None:
     """Tell the hooks of a leaf that its `.grad` was added to. Errors: AutogradError where one returns something."""
-    for hook in list(leaf._hooks.accumulated.values()) if leaf._hooks is not None else ():
+    for hook in list(leaf._hooks.accumulated.values()):
         if (given := hook(leaf)) is not None:
             raise AutogradError(f"hook {_name(hook)}: got a return value of type {type(given).__name__}, expected None, "
                                 "for .grad was added to already")
+    if leaf._hooks.passed:
+        run_node_hooks(leaf, (), gradient, wrap)
 
 
 def run_before(node: Any, gradient: Any, wrap: Callable[[Any], Tensor]) -> Any:

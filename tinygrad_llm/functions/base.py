@@ -24,12 +24,14 @@ _SPELLINGS = {"axis": "dim", "keepdims": "keepdim"}
 
 
 def spelled(function: F) -> F:
-    """The function, with `axis` and `keepdims` taken for dim and keepdim, as torch takes them."""
+    """The function, with `axis` and `keepdims` taken for dim and keepdim, as torch takes them; its dtype is a dtype."""
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         if options:
             options = {_SPELLINGS.get(name, name): value for name, value in options.items()}
+            if options.get("dtype") is not None:
+                options["dtype"] = dtype_of(function.__name__, options["dtype"])
         return function(*args, **options)
 
     return call  # type: ignore[return-value]
@@ -64,7 +66,7 @@ def no_view(result: Tensor) -> Tensor:
 
 def to(input: Any, dtype: Any) -> Tensor:
     """input in another dtype; a gradient comes back in input's own."""
-    dtype = np.dtype(dtype)
+    dtype = dtype_of("to", dtype)
     if dtype == input.dtype:
         return input
     if dtype.kind != "f" or input.dtype.kind != "f" or not (getattr(input, "requires_grad", False) and records_graph()):
@@ -78,7 +80,7 @@ def to(input: Any, dtype: Any) -> Tensor:
 def dtype_of(name: str, dtype: Any) -> np.dtype:
     """An argument that names a dtype. Errors: TypeError for what names none, or none of numbers."""
     try:
-        found = np.dtype(dtype)
+        found = None if dtype is None else np.dtype(dtype)  # NumPy's None is float64
     except TypeError:
         found = None
     if found is None or found.kind not in "biufc":
@@ -260,7 +262,8 @@ _ONE_VALUE: dict[str, tuple[Any, ...]] = {
 def taking(*names: str) -> Callable[[F], F]:
     """@taking("device", "pin_memory"): the function takes these of torch's arguments too, by name, where they change nothing.
 
-    Errors: ValueError for another value than that of NumPy's memory, such as pin_memory=True.
+    Errors: ValueError for another value than that of NumPy's memory, such as pin_memory=True; TypeError for a dtype that
+    names none.
     """
 
     def wrap(function: F) -> F:
@@ -271,6 +274,8 @@ def taking(*names: str) -> Callable[[F], F]:
             for name in names:
                 if name in options:
                     only(called, name, options.pop(name))
+            if options.get("dtype") is not None:
+                options["dtype"] = dtype_of(called, options["dtype"])
             return function(*args, **options)
 
         own = inspect.signature(function)

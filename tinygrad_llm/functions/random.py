@@ -85,6 +85,7 @@ def _made(
 
 
 def _floating(name: str, dtype: Any) -> np.dtype:
+    dtype = np.float32 if dtype is None else dtype
     if np.dtype(dtype).kind != "f":
         raise DtypeError(f"{name}: dtype: got {np.dtype(dtype)}, expected a floating dtype")
     return np.dtype(dtype)
@@ -97,20 +98,20 @@ def _size(name: str, size: tuple[Any, ...], named: Any) -> tuple[Any, ...]:
 
 
 @taking("device", "pin_memory")
-def rand(*sizes: Any, size: Any = None, generator: Any = None, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+def rand(*sizes: Any, size: Any = None, generator: Any = None, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Numbers from [0, 1), each as likely as the other."""
     return _made("rand", _size("rand", sizes, size), generator, _floating("rand", dtype), requires_grad, _uniform)
 
 
 @taking("device", "pin_memory")
-def randn(*sizes: Any, size: Any = None, generator: Any = None, dtype: Any = np.float32, requires_grad: bool = False) -> Tensor:
+def randn(*sizes: Any, size: Any = None, generator: Any = None, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Numbers from N(0, 1)."""
     return _made("randn", _size("randn", sizes, size), generator, _floating("randn", dtype), requires_grad, _normal)
 
 
 @taking("device", "pin_memory")
 def randint(
-    low: Any = None, high: Any = None, size: Any = None, *, generator: Any = None, dtype: Any = np.int64,
+    low: Any = None, high: Any = None, size: Any = None, *, generator: Any = None, dtype: Any = None,
     requires_grad: bool = False,
 ) -> Tensor:
     """Integers from low to below high: randint(low, high, size), or randint(high, size) from 0."""
@@ -120,15 +121,17 @@ def randint(
         low, high = None, low
     if not isinstance(size, tuple | list):
         raise TypeError(f"randint: size: got {size!r}, expected a tuple of integers")
-    bounds = _bounds("randint", np.dtype(dtype), 0 if low is None else low, high)
+    dtype = np.dtype(np.int64 if dtype is None else dtype)
+    bounds = _bounds("randint", dtype, 0 if low is None else low, high)
     return _made("randint", (size,), generator, dtype, requires_grad, partial(_integers, low=bounds[0], high=bounds[1]))
 
 
 @taking("device", "pin_memory")
-def randperm(n: int, *, generator: Any = None, dtype: Any = np.int64, requires_grad: bool = False) -> Tensor:
+def randperm(n: int, *, generator: Any = None, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """0 to n − 1 in some order."""
     if whole("randperm", "n", n) < 0:
         raise RangeError(f"randperm: n: got {n}, expected none below 0")
+    dtype = np.int64 if dtype is None else dtype
     return _made("randperm", (n,), generator, dtype, requires_grad, lambda g, shape, dtype: g.permutation(shape[0]))
 
 
@@ -195,10 +198,12 @@ def normal(
     given = [x for x in (mean, std) if isinstance(x, Tensor | np.ndarray)]
     if isinstance(size, tuple | list) and not given:
         _check_std("normal", std)
-        dtype = np.float32 if dtype is None else _floating("normal", dtype)
-        return _made("normal", (size,), generator, dtype, requires_grad, partial(_normal, mean=mean, std=std))
-    if not given or size is not None:  # torch takes no size beside tensors
+        fill = partial(_normal, mean=mean, std=std)
+        return _made("normal", (size,), generator, _floating("normal", dtype), requires_grad, fill)
+    if not given or size is not None:  # torch takes no size beside tensors, nor what follows
         raise TypeError(f"normal: size: got {size!r}, expected a size beside two numbers, and none beside a tensor")
+    if dtype is not None or requires_grad:
+        raise TypeError(f"normal: dtype, requires_grad: got {dtype}, {requires_grad} beside a tensor, expected neither")
     return _normal_of("normal", mean, std, given, generator)
 
 

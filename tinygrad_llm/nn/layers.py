@@ -20,7 +20,7 @@ class PaddingError(AssertionError, ValueError):
 
 
 def _empty(shape: tuple[int, ...], dtype: Any) -> Parameter:
-    return Parameter.from_array(np.empty(shape, dtype)).requires_grad_()  # type: ignore[return-value]
+    return Parameter.from_array(np.empty(shape, np.float32 if dtype is None else dtype)).requires_grad_()  # type: ignore[return-value]
 
 
 def _size(name: str, argument: str, value: Any) -> int:
@@ -46,7 +46,7 @@ class Linear(Module):
 
     @taking("device")
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *,
-                 generator: np.random.Generator | None = None, dtype: Any = np.float32) -> None:
+                 generator: np.random.Generator | None = None, dtype: Any = None) -> None:
         self.in_features = _size("Linear", "in_features", in_features)
         self.out_features = _size("Linear", "out_features", out_features)
         self.weight = _empty((self.out_features, self.in_features), dtype)
@@ -79,7 +79,7 @@ class Embedding(Module):
     def __init__(
         self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, max_norm: float | None = None,
         norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False, _weight: Any = None,
-        _freeze: bool = False, *, generator: np.random.Generator | None = None, dtype: Any = np.float32,
+        _freeze: bool = False, *, generator: np.random.Generator | None = None, dtype: Any = None,
     ) -> None:
         if sparse:
             raise ValueError("Embedding: sparse: got True, expected False: a gradient is an array here")
@@ -130,7 +130,7 @@ class LayerNorm(Module):
     @taking("device")
     def __init__(
         self, normalized_shape: int | tuple[int, ...], eps: float = 1e-5, elementwise_affine: bool = True, bias: bool = True, *,
-        dtype: Any = np.float32,
+        dtype: Any = None,
     ) -> None:
         self.normalized_shape = _trailing("LayerNorm", normalized_shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
@@ -159,7 +159,7 @@ class RMSNorm(Module):
 
     @taking("device")
     def __init__(self, normalized_shape: int | tuple[int, ...], eps: float | None = None, elementwise_affine: bool = True, *,
-                 dtype: Any = np.float32) -> None:
+                 dtype: Any = None) -> None:
         self.normalized_shape = _trailing("RMSNorm", normalized_shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
         self.register_parameter("weight", _empty(self.normalized_shape, dtype) if elementwise_affine else None)

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm.ops.errors import ArgumentError
+
 Like = Callable[..., tuple[tuple[int, ...], Any]]
 
 
@@ -49,7 +51,15 @@ def any_of(condition: Any) -> bool:
 
 
 def as_values(x: Any) -> Any:
-    """x as an ndarray, or as it is where its calls are recorded; of a tensor, its array."""
+    """x as an ndarray, or as it is where its calls are recorded; of a tensor, its array.
+
+    Errors: ArgumentError for ragged lists.
+    """
     if hasattr(x, "__record_call__"):
         return x
-    return x.__values__() if hasattr(x, "__values__") else np.asarray(x)
+    if hasattr(x, "__values__"):
+        return x.__values__()
+    try:
+        return np.asarray(x)
+    except ValueError:
+        raise ArgumentError(f"value: got {x!r:.80}, expected numbers in a regular nesting") from None
