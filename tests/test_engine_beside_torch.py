@@ -207,7 +207,59 @@ def only_what_a_checkpoint_leaves(m):
     return a_checkpoint_that_leaves_something(m, both=False)
 
 
+def writes_to_diagonals(m):
+    x, shared = m.tensor(np.ones((2, 4, 4), np.float32).tolist(), requires_grad=True), m.tensor([[1.0, 2.0], [3.0, 4.0]])
+    part = (x * 1)[:, :3, :3]
+    part.diagonal(dim1=-2, dim2=-1).fill_(-5.0)
+    part.mT.diagonal(1, 1, 2).mul_(3.0)
+    part.sum().backward()
+    ones, shown_later = m.ones(1, 3).expand(3, 3).clone(), shared.T.diagonal()
+    ones.diagonal().fill_(0.0)
+    shared.fill_(7.0)
+    return shown(part), shown(x.grad), shown(ones), shown(shown_later)
+
+
+def a_write_to_a_ravelled_copy(m):
+    x = m.ones(2, 4, requires_grad=True)
+    y = x * 1
+    y[:, ::2].ravel().mul_(5.0)
+    y.view(8).ravel()[1:].mul_(2.0)
+    y.sum().backward()
+    return shown(y), shown(x.grad)
+
+
+def an_output_that_is_returned_twice(m):
+    def forward(ctx, x):
+        y = x * 2
+        return y, y
+
+    x = leaf(m, 1, 2)
+    a, b = function(m, forward, lambda ctx, g, h: g * 2 + h * 20).apply(x)
+    (a + 3 * b).sum().backward()
+    return shown(x.grad)
+
+
+def hooks_of_what_is_detached(m):
+    x, notes = leaf(m, 1, 2), []
+    y = x * 2
+    handle = y.register_hook(lambda g: notes.append(shown(g)))
+    y.detach_().requires_grad_()
+    (y * 3).sum().backward()
+    handle.remove()
+    (y * 3).sum().backward()
+    return shown(y.grad), notes
+
+
+def arrays_beside_an_ellipsis_of_no_axes(m):
+    x, i = m.tensor(np.arange(24.0).reshape(2, 3, 4).tolist(), requires_grad=True), m.tensor([0, 1, 1])
+    y = x[i, ..., i, i] * x[..., i, i][0] + x[None, i, i, i, ...][0]
+    (y * y).sum().backward()
+    return shown(y), shown(x.grad)
+
+
 SAME = (
+    writes_to_diagonals, a_write_to_a_ravelled_copy, an_output_that_is_returned_twice, hooks_of_what_is_detached,
+    arrays_beside_an_ellipsis_of_no_axes,
     a_constant_that_backward_returns, a_saved_tensor_that_backward_returns, a_result_that_backward_keeps,
     gradients_that_a_node_hook_keeps, a_constant_that_a_node_hook_returns, a_hook_that_writes, a_prehook_beside_retain_grad,
     a_prehook_that_drops_the_gradient, second_derivative_after_detach_, ends_of_a_slice_that_change,
@@ -284,6 +336,22 @@ def test_a_second_run_with_other_tensors_is_refused_though_their_values_are_the_
     else:
         y.sum().backward()
         assert shown(w.grad) == [3, 4]
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("index", [(0, slice(None), [1, 2]), (slice(None), [0, 1], None, 1), (None, [0, 1], ..., 1, [0, 1])],
+                         ids=str)
+def test_an_index_that_numpy_and_torch_read_differently_is_not_read(index, write):
+    x = tg.zeros(2, 2, 4)
+    with pytest.raises(IndexError, match=r"where NumPy and torch differ; expected two steps"):
+        x[index] = 1.0 if write else x[index]
+    assert not x.numpy().any()
+
+
+def test_a_gradient_for_what_is_no_tensor_is_refused():
+    own = function(tg, lambda ctx, x, n: x * n, lambda ctx, g: (g, g))
+    with pytest.raises(tg.autograd.AutogradError, match=r"gradient 1: got a Tensor, expected None"):
+        own.apply(leaf(tg, 1, 2), 3).sum().backward()
 
 
 def test_vmap_over_the_gradient_of_a_function():

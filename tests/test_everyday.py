@@ -13,6 +13,52 @@ import torch
 import tinygrad_llm as tg
 
 SAME = """
+m.tensor([0.1, 0.7]) == 0.1
+m.tensor([0.1, 0.7]) < 0.7
+m.tensor([0.1, 0.7], dtype=f16) != 0.1
+m.tensor(0.3) <= 0.3
+m.tensor([0.1, 0.7]) == m.tensor(0.1, dtype=f64)
+m.tensor([16777217]) == m.tensor([16777216.0])
+m.tensor([16777217]) >= 16777217.5
+m.tensor([0, 44], dtype=i32) > 43.5
+b == 1
+0.1 in m.tensor([0.1, 2.0])
+m.tensor([0.0, 100.0], dtype=f16) * 1e6
+m.tensor([0.0, 100.0], dtype=f16) / 65536
+m.tensor([0.0, 100.0], dtype=f16) * m.tensor(-70000)
+m.tensor([60000.0], dtype=f16) - 70000
+x % 0.75
+x % y
+x.detach() // 0.75
+i % 2
+i // 2
+7 % m.tensor([2, -3])
+-7 // m.tensor([2, -3])
+i % 1.5
+m.remainder(v, -0.5)
+m.floor_divide(i, 2)
+i.clone().__imod__(2)
+m.arange(m.tensor(3))
+m.arange(m.tensor(3.0))
+m.arange(0, m.tensor(5), m.tensor(2))
+f"{s} {s:.3f} {m.tensor(7)} {s.clone().requires_grad_()}"
+m.tensor([2**70, 1.5])
+m.tensor([m.tensor([1.0]), m.tensor([[2.0]])])
+m.nn.Linear(2, 2, dtype=None).weight.dtype == m.ones(1).dtype
+m.rand(2, dtype=None).dtype == m.ones(1).dtype
+m.ones(1, 3).expand(2, 3).clone().view(6)
+m.ones(2, 1, 3).expand(2, 4, 3).double().view(-1)
+x.t().roll(1, 0).view(-1)
+x[:, ::2].ravel().is_contiguous()
+x.t().diagonal()
+x.diagonal(-1)
+q.diagonal(1, 0, 2)
+q.diagonal(offset=5)
+x.clamp(m.zeros(3), m.tensor([1.0, float("nan"), 0.5]))
+m.tensor([float("nan"), 1.0], requires_grad=True).clamp(min=m.zeros(2))
+m.tensor([float("inf")] * 2).norm(p=-1)
+m.tensor([0.0, 2.0]).norm(p=-2)
+F.embedding(i, w, m.tensor(0))
 x.sum((0, 1))
 x.sum(0, True)
 x.sum(dim=-1, keepdim=True)
@@ -463,6 +509,22 @@ sorted(v.tolist())
 """.strip().splitlines()
 
 REFUSED = """
+x.norm(p=-1, dim=0) + e.norm(p=-1)
+m.ones(3) == m.ones(4)
+f"{v:.2f}"
+"a" in v
+m.tensor([v, v])
+m.full((2,), 1e39)
+m.zeros(2, dtype=f16).masked_fill(m.tensor([True, False]), -1e9)
+v.__setitem__(0, 1e39)
+v.fill_(1e39)
+m.zeros(True)
+v.softmax(True)
+x.sum(True)
+i % None
+i // "a"
+m.arange("a")
+m.normal(v, 1.0, dtype=f64)
 m.tensor([1.0], f64)
 m.zeros()
 m.arange(5, step=2)

@@ -10,7 +10,7 @@ from hypothesis import settings
 
 ALL = settings.default.max_examples >= 1000
 MOST = 1000 if ALL else 4  # samples of an op in a dtype; torch has up to 161
-LEAST = 0.995 if ALL else 0.98  # of what is run
+LISTED = 3  # samples in a dtype that are refused, of up to 2,000: each with its reason
 
 
 def failing(outcomes):
@@ -29,7 +29,8 @@ def test_samples_give_torchs_values_dtypes_shapes_and_gradients(dtype):
     found = [one for op in ops for one in opinfo.outcomes(op, dtype, MOST)]
     counts = Counter(one.verdict for one in found)
     assert not failing(found)
-    assert counts["pass"] >= LEAST * counts.total() > 20
+    assert counts["refused"] <= LISTED
+    assert counts["pass"] > 20
 
 
 def test_what_torch_refuses_is_refused_in_torchs_class_and_our_words():

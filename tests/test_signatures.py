@@ -70,7 +70,7 @@ def test_each_kind_of_difference_is_found():
 
 
 HOMES = {"nn": tg.nn, "nn.Module": tg.nn.Module, "nn.functional": tg.nn.functional, "optim": tg.optim, "autograd": tg.autograd,
-         "autograd.graph": tg.autograd.graph, "torch": tg, "Tensor": tg.Tensor}
+         "autograd.graph": tg.autograd.graph, "torch": tg, "Tensor": tg.Tensor, "nn.init": tg.nn.init}
 
 
 def test_what_the_page_of_differences_calls_missing_is_missing():

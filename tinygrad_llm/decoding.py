@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
+from tinygrad_llm.autograd.changes import changes
 from tinygrad_llm.config import TransformerConfig
 from tinygrad_llm.model import Attention, Block, FeedForward, Transformer
 from tinygrad_llm.nn import Dropout, Embedding, LayerNorm, Linear
@@ -79,13 +80,17 @@ class Decoder:
     def _take_weights(self) -> None:
         model = self._model
         self._versions = [p._counter for p in model.parameters()]
-        self._writes = self._count_writes()
+        self._writes, self._parts, self._changes = self._count_writes(), self._found_parts(), changes.count
         self._tokens = _embedding("tok_embed", model.tok_embed)
         learned = self.config.positions == "learned"
         self._positions = _embedding("pos_embed", model.pos_embed) if learned else model._sinusoids
         self._blocks = [_block(f"blocks.{i}", block, self.cache, i) for i, block in enumerate(model.blocks)]
         _check_kind("dropout", model.dropout, Dropout)
         self._norm, self._head = _norm("final_norm", model.final_norm), _linear("lm_head", model.lm_head)
+
+    def _found_parts(self) -> list[Any]:
+        """Its modules and parameters, each of which may be replaced."""
+        return [*map(id, self._model.modules()), *map(id, self._model.parameters())]
 
     def _count_writes(self) -> int:
         return sum([version.count for version in self._versions])
@@ -102,8 +107,9 @@ class Decoder:
     def __call__(self, ids: Any) -> np.ndarray:
         """Read ids int [B, T], T ≥ 1, and remember them. → [B, V], scores of the token that comes after the last."""
         ids = self._checked(np.asarray(ids))
-        if self._writes != self._count_writes():
+        if self._writes != self._count_writes() or (self._changes != changes.count and self._parts != self._found_parts()):
             self._renew()
+        self._changes = changes.count
         b, t = ids.shape
         x = self._tokens[ids] + self._positions[self.length : self.length + t]  # [B, T, d]
         x = x.reshape(b * t, -1)

@@ -12,6 +12,7 @@ from tinygrad_llm.autograd.functional import hvp
 from tinygrad_llm.autograd.transforms import grad, grad_and_value, hessian, jacfwd, jacrev, jvp, linearize, value_and_grad, vjp
 from tinygrad_llm.autograd.vectorizing import vmap
 from tinygrad_llm.nn import Module
+from tinygrad_llm.nn.module import slots_of
 from tinygrad_llm.ops import ShapeError
 
 __all__ = [
@@ -95,7 +96,7 @@ def _places(module: Module) -> Places:
     """name → (the module that has it, as what, the tensor), under every name."""
     return {f"{path}.{key}" if path else key: (owner, key, value)
             for path, owner in module.named_modules(remove_duplicate=False)
-            for kind in ("parameter", "buffer") for key, value in owner._slots(kind) if value is not None}
+            for kind in ("parameter", "buffer") for key, value in slots_of(owner, kind) if value is not None}
 
 
 def _check_given(given: Mapping[str, Any], own: Places, module: Module, strict: bool, tie_weights: bool) -> None:

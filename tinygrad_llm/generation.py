@@ -13,6 +13,7 @@ from tinygrad_llm.autograd import no_grad
 from tinygrad_llm.autograd.randomness import chosen
 from tinygrad_llm.data import Tokenizer
 from tinygrad_llm.decoding import Decoder, UnknownModuleError, WeightsChangedError
+from tinygrad_llm.ops import ShapeError
 
 __all__ = ["generate", "generate_text", "next_token_probabilities", "stream_text"]
 
@@ -125,7 +126,7 @@ def next_token_probabilities(
     temperature 0 gives 1 to the likeliest token. Raises TypeError or ValueError, naming the argument.
     """
     _check_sampling(temperature, top_k, top_p)
-    logits = np.asarray(logits, dtype=np.float64)
+    logits = _finite_scores(logits)
     out = np.zeros(logits.shape)
     if temperature == 0:
         out[np.argmax(logits)] = 1.0
@@ -133,6 +134,19 @@ def next_token_probabilities(
     order, probabilities = _candidates(logits, temperature, top_k, top_p)
     out[order] = probabilities
     return out
+
+
+def _finite_scores(logits: Any) -> np.ndarray:
+    """float64 [V]. Errors: ValueError for another shape, and where no token or a nan is among them."""
+    try:
+        found = np.asarray(logits, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"logits: got {type(logits).__name__}, expected numbers [vocab_size]") from None
+    if found.ndim != 1 or not found.size:
+        raise ShapeError(f"logits: got shape {found.shape}, expected [vocab_size], at least one")
+    if not np.isfinite(largest := found.max()):  # nan where any is
+        raise ValueError(f"logits: got {largest} as the largest, expected a finite one")
+    return found
 
 
 def _candidates(

@@ -141,16 +141,17 @@ class AdamW:
         if sizes != own:
             raise ValueError(f"AdamW: state_dict: got groups of {sizes} parameters, expected {own}")
         for i, state in state_dict["state"].items():
-            if not 0 <= int(i) < len(params):
+            if not str(i).isdecimal() or not int(i) < len(params):
                 raise ValueError(f"AdamW: state_dict: got the state of parameter {i}, expected one of {len(params)}")
             for name, value in state.items():
-                if isinstance(value, np.ndarray) and value.ndim and value.shape != params[int(i)].shape:
+                if isinstance(value, np.ndarray | Tensor) and value.ndim and value.shape != params[int(i)].shape:
                     raise ValueError(f"AdamW: state_dict: {name} of parameter {i}: got shape {value.shape}, "
                                      f"expected {params[int(i)].shape}")
+        new = {params[int(i)]: {k: _restored(k, v, params[int(i)]) for k, v in state.items()}
+               for i, state in state_dict["state"].items()}
         self.param_groups = [{**group, **saved, "betas": tuple(saved.get("betas", group["betas"])), "params": group["params"]}
                              for group, saved in zip(self.param_groups, groups)]
-        self.state = {params[int(i)]: {k: _restored(v, params[int(i)]) for k, v in state.items()}
-                      for i, state in state_dict["state"].items()}
+        self.state = new
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
@@ -193,10 +194,11 @@ def descend(a: np.ndarray, p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.nd
     p -= a
 
 
-def _restored(value: Any, p: Tensor) -> Any:
-    if isinstance(value, np.ndarray) and value.ndim == p.ndim and value.shape == p.shape:
-        return np.array(value, dtype=p.dtype, order="C")  # the update walks along memory
-    return int(value)
+def _restored(name: str, value: Any, p: Tensor) -> Any:
+    """What a state dict has under a name: a count, or a moment, a tensor's values too."""
+    if name == "step":
+        return int(value)
+    return np.array(value.detach() if isinstance(value, Tensor) else value, dtype=p.dtype, order="C")  # as memory is walked
 
 
 def _ordered(name: str, params: Any) -> list[Any]:
@@ -266,6 +268,7 @@ def clip_grad_norm_(
     norm_type is its power, math.inf for the largest |g|; foreach is taken and changes nothing. Pascanu et al. 2013,
     arXiv:1211.5063. Errors: ValueError for max_norm ≤ 0, RuntimeError for a norm that is not finite where error_if_nonfinite.
     """
+    max_norm = _number("clip_grad_norm_", "max_norm", max_norm)
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm_: max_norm: got {max_norm!r}, expected a number > 0")
     grads = _gradients("clip_grad_norm_", parameters)
@@ -279,9 +282,16 @@ def clip_grad_norm_(
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None) -> None:
     """Limit each number of the gradients to [−clip_value, clip_value]. foreach is taken and changes nothing."""
-    limit = float(clip_value)
+    limit = _number("clip_grad_value_", "clip_value", clip_value)
     for g in _gradients("clip_grad_value_", parameters):
         g._write(lambda a: np.clip(a, -limit, limit, out=a))
+
+
+def _number(name: str, argument: str, value: Any) -> float:
+    """A number, or a tensor's only element, as a float."""
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name}: {argument}: got {value!r}, expected a number")
+    return float(value)
 
 
 def get_total_norm(

@@ -19,6 +19,8 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray:
         return data.__values__().astype(data.dtype if dtype is None else dtype)
     if hasattr(data, "__record_call__"):  # of a function that is being recorded: a copy would be dropped anyway
         return data if dtype is None else data.astype(dtype)
+    if isinstance(data, tuple | list):
+        data = [_scalar(part) for part in data]
     try:
         array = np.array(data, dtype=dtype)
     except OverflowError as error:
@@ -32,6 +34,18 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray:
     if dtype is None and array.dtype.kind == "f" and isinstance(data, tuple | list):
         return array.astype(functools.reduce(np.promote_types, _float_dtypes(data), np.dtype(np.float16)))
     return array.astype(np.float32) if dtype is None and type(data) is float else array
+
+
+def _scalar(part: Any) -> Any:
+    """Part of nested lists: of a tensor in them its only element, as in torch. Errors: ValueError where it has more."""
+    if isinstance(part, tuple | list):
+        return [_scalar(inner) for inner in part]
+    if not hasattr(part, "__values__") or not part.ndim:
+        return part
+    if part.numel() != 1:
+        raise ArgumentError(f"tensor: data: got a tensor of shape {part.shape} in a list, expected one element; "
+                            "stack() makes a tensor of several")
+    return part.detach().reshape(())
 
 
 def _of_numbers(data: Any, array: np.ndarray) -> np.ndarray:

@@ -401,6 +401,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     **{f: _like(f) for f in (np.empty_like, np.zeros_like, np.ones_like, np.full_like, np.copy)},
     np.broadcast_to: _broadcast_to, np.concatenate: _concatenate, np.copyto: _copyto, np.squeeze: _squeezed,
     np.reshape: lambda a, shape, **options: a.reshape(shape, **options),
+    np.diagonal: lambda a, offset, axis1, axis2: a._view(np.diagonal(a.data, offset, axis1, axis2)),
     np.transpose: lambda a, axes=None: a.transpose(*() if axes is None else (tuple(axes),)),
     np.swapaxes: lambda a, axis1, axis2: a.swapaxes(axis1, axis2),
     np.shape: lambda a: a.shape, np.ndim: lambda a: a.ndim, np.size: lambda a: a.size,

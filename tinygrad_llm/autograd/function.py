@@ -137,7 +137,8 @@ class Function:
             return made
         _check_dirty(cls.__name__, ctx, args, outputs)
         own = [Tensor.wrap(out._array.copy()) if _is_argument(out, args, ctx) else out for out in outputs]
-        recorded = [out for out in own if isinstance(out, Tensor) and out.dtype.kind == "f" and not _is_in(out, ctx._constant)]
+        floats = [out for out in own if isinstance(out, Tensor) and out.dtype.kind == "f" and not _is_in(out, ctx._constant)]
+        recorded = list({id(out): out for out in floats}.values())
         parents = [a._node or a if needed else None for a, needed in zip(args, ctx.needs_input_grad)]
         before = [t._node for t in ctx._dirty]
         if recorded:
@@ -190,7 +191,8 @@ def _record(
     """Give the recorded outputs their nodes."""
     shapes = [(a.shape, a.dtype) if isinstance(a, Tensor) else None for a in args]
     like = [(out.shape, out.dtype) if isinstance(out, Tensor) else None for out in outputs]
-    numbers = [next(k for k, o in enumerate(outputs) if o is out) for out in recorded]
+    places = {id(out): k for k, out in enumerate(outputs)}  # of one that is returned twice the last, as in torch
+    numbers = [places[id(out)] for out in recorded]
 
     def vjp(cotangents: list[Any]) -> list[Any]:
         arrived = dict(zip(numbers, cotangents))
@@ -219,6 +221,9 @@ def _gradients(name: str, found: Any, shapes: list[Any], parents: list[Any], pla
         raise AutogradError(f"{name}.backward: got {len(several)} gradients, expected {len(shapes)}, one for each argument")
     out: list[Any] = []
     for i, (g, like, parent) in enumerate(zip(several, shapes, parents)):
+        if g is not None and like is None:
+            raise AutogradError(f"{name}.backward: gradient {i}: got a {type(g).__name__}, expected None: the argument is no "
+                                "tensor")
         if g is None or parent is None:
             out.append(None)
             continue

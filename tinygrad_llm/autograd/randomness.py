@@ -57,9 +57,14 @@ class Generator(np.random.Generator):
         """Stand where get_state was asked; itself. Errors: TypeError, ValueError for what is no state of a PCG64."""
         if not isinstance(new_state, Mapping) or not {"bit_generator", "state"} <= set(new_state):
             raise TypeError(f"set_state: new_state: got {type(new_state).__name__}, expected what get_state() gives")
+        try:
+            seed, tried = operator.index(new_state.get("initial_seed", self._seed)), type(self.bit_generator)()
+            tried.state = new_state
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"set_state: new_state: got one that {type(error).__name__}: {error} says is none, expected what "
+                             "get_state() gives") from None
         with self.bit_generator.lock:
-            self.bit_generator.state = new_state
-            self._seed = operator.index(new_state.get("initial_seed", self._seed))
+            self.bit_generator.state, self._seed = tried.state, seed
         return self
 
     def __reduce__(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import numbers
 import operator
 import warnings
 import weakref
@@ -284,10 +285,12 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __format__(self, spec: str) -> str:
-        return format(self.item() if not self.ndim else self, spec) if spec else str(self)
+        return format(self.item(), spec) if not self.ndim else object.__format__(self, spec)
 
     def __contains__(self, value: Any) -> bool:
-        return bool((self._array == np.asarray(value)).any())
+        if not isinstance(value, Tensor | np.ndarray | np.generic | numbers.Number):
+            raise RuntimeError(f"in: got {value!r} of type {type(value).__name__}, expected a number or a tensor")
+        return bool(np.any(as_values(self == value)))
 
     def __repr__(self) -> str:
         shown = self._array if self._array.size else self._array.reshape(-1)

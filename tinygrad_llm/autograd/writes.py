@@ -16,19 +16,21 @@ import numpy as np
 
 from tinygrad_llm.autograd.batching import at
 from tinygrad_llm.autograd.errors import InferenceError, WriteError
+from tinygrad_llm.autograd.hooks import hooks_of
 from tinygrad_llm.autograd.indices import unwrap_index
 from tinygrad_llm.autograd.modes import check_write, is_inference_mode_enabled, no_grad, records_graph
 from tinygrad_llm.autograd.tensor import Tensor, apply, tensors_of
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, Vjp, op
 from tinygrad_llm.ops.numbers import held
-from tinygrad_llm.ops.opaque import as_values
+from tinygrad_llm.ops.opaque import as_values, densely
+from tinygrad_llm.ops.shape import check_unambiguous
 
 
 @op(x="*B", torch="x.clone()")
 def clone(x: Any) -> tuple[Any, Vjp]:
     """x in memory of its own.   dx = g"""
-    return as_values(x).copy("K"), lambda g: (g,)
+    return densely(as_values(x)), lambda g: (g,)
 
 
 @op(x="*A e.g. 4 5 3", value="*C e.g. 3 2", options={"places": (np.array([[0, 7], [9, 30], [31, 59]]),)},
@@ -202,7 +204,7 @@ def _set(name: str, self: Tensor, places: np.ndarray, value: Any, index: Any = (
 def _held(name: str, self: Tensor, value: Any) -> np.ndarray:
     """value as an array. Errors: ArgumentError for a number that the tensor's dtype cannot hold: NumPy would cut it off;
     DtypeError for what is no number, or none that is real."""
-    number = held(name, "value", value, self.dtype) if isinstance(value, int | float) and self.dtype.kind in "iu" else value
+    number = held(name, "value", value, self.dtype) if isinstance(value, int | float) and self.dtype.kind in "iuf" else value
     array = as_values(number)
     if array.dtype.kind not in ("biufc" if self.dtype.kind == "c" else "biuf"):
         raise DtypeError(f"{name}: value: got {value!r:.80}, expected numbers that {self.dtype} can hold")
@@ -236,6 +238,7 @@ def _trimmed(name: str, shape: tuple[int, ...], target: tuple[int, ...]) -> tupl
 
 
 def _index(name: str, array: np.ndarray, index: Any) -> Any:
+    check_unambiguous(array, index, name)
     try:
         return as_values(at(array, index))
     except IndexError as error:
@@ -276,6 +279,8 @@ def detach_(self: Tensor) -> Tensor:
     """Leave the graph. Errors: WriteError for a view, whose base would stay in it."""
     if self._base is not None:
         raise WriteError("detach_: got a view, expected a tensor with memory of its own; use detach()")
+    if self._node is not None and self._node._hooks is not None:
+        hooks_of(self).calls = self._node._hooks.calls  # they stay the tensor's
     self._node, self._requires_grad = None, False
     return self
 

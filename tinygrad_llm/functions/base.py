@@ -6,6 +6,7 @@ import functools
 import inspect
 import operator
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from tinygrad_llm.autograd import Tensor, apply, as_array
 from tinygrad_llm.autograd.modes import records_graph
 from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, Op, elementwise
 from tinygrad_llm.ops.numbers import wrapped
-from tinygrad_llm.ops.opaque import as_values
+from tinygrad_llm.ops.opaque import as_values, densely
 
 Dim = int | tuple[int, ...] | None
 F = TypeVar("F", bound=Callable[..., Any])
@@ -70,7 +71,8 @@ def to(input: Any, dtype: Any) -> Tensor:
     if dtype == input.dtype:
         return input
     if dtype.kind != "f" or input.dtype.kind != "f" or not (getattr(input, "requires_grad", False) and records_graph()):
-        return Tensor.from_array(as_values(input).astype(dtype))
+        x = as_values(input)
+        return Tensor.from_array((densely(x) if 0 in x.strides else x).astype(dtype))
     return apply(elementwise.cast, input, dtype=dtype)
 
 
@@ -149,6 +151,14 @@ def in_single(function: F) -> F:
         return to(function(*single[: len(args)], **dict(zip(options, single[len(args) :]))), _HALF)
 
     return call  # type: ignore[return-value]
+
+
+def _of_halves(op: Op, x: Any, y: Any) -> Tensor:
+    """An op of float16; a number beside it, or a tensor without axes in another dtype, is not rounded to float16 first."""
+    numbers = [not hasattr(a, "dtype") or (not a.ndim and a.dtype != _HALF) for a in (x, y)]
+    if not any(numbers):
+        return apply(op, *promoted(x, y))
+    return to(apply(op, *[to(a, np.float32) if hasattr(a, "dtype") else a for a in (x, y)]), _HALF)
 
 
 def floating(input: Any) -> Any:
@@ -237,11 +247,15 @@ def unary(op: Op, real: bool = False) -> Callable[[Any], Tensor]:
     return _named(function, op)
 
 
-def binary(op: Op) -> Callable[[Any, Any], Tensor]:
-    """An op of two operands that broadcast as a function, with torch's promotion."""
+def binary(op: Op, exact: bool = False) -> Callable[[Any, Any], Tensor]:
+    """An op of two operands that broadcast as a function, with torch's promotion. exact: float16 times or over a number has the
+    number as it is, as in torch, and not rounded to float16."""
 
     def function(input: Any, other: Any) -> Tensor:
-        return apply(op, *promoted(as_operand(input), as_operand(other)))
+        x, y = promoted(as_operand(input), as_operand(other))
+        if exact and (getattr(x, "dtype", None) is _HALF or getattr(y, "dtype", None) is _HALF):
+            return _of_halves(op, as_operand(input), as_operand(other))
+        return apply(op, x, y)
 
     return _named(function, op)
 
@@ -297,11 +311,11 @@ def only(name: str, argument: str, value: Any) -> None:
 
 
 def whole(name: str, argument: str, value: Any) -> int:
-    """An integer argument as an int. Errors: TypeError for what is none, 1.0 too, as in torch."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name}: {argument}: got {value!r}, expected an integer") from None
+    """An integer argument as an int. Errors: TypeError for what is none, 1.0 and True too, as in torch."""
+    if not isinstance(value, bool):
+        with suppress(TypeError):
+            return operator.index(value)
+    raise TypeError(f"{name}: {argument}: got {value!r}, expected an integer")
 
 
 def whole_tuple(name: str, argument: str, values: Any) -> tuple[int, ...]:

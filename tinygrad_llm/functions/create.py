@@ -34,7 +34,7 @@ def as_tensor(data: Any, *, dtype: Any = None) -> Tensor:
     """
     if isinstance(data, Tensor):
         return data if dtype is None else to(data, dtype)
-    if isinstance(data, np.ndarray) and data.dtype.kind in "biuf" and dtype in (None, data.dtype):
+    if isinstance(data, np.ndarray) and data.dtype.kind in "biuf" and (dtype is None or data.dtype == dtype):
         return Tensor.from_array(data)
     return Tensor.of(data, False, dtype)
 
@@ -89,7 +89,8 @@ def full(size: Any, fill_value: Any, *, dtype: Any = None, requires_grad: bool =
     """
     value = fill_value.item() if isinstance(fill_value, Tensor | np.generic) else fill_value
     if dtype is None:
-        dtype = fill_value.dtype if isinstance(fill_value, Tensor) else Tensor.of(value).dtype
+        plain = np.float32 if isinstance(value, float) else Tensor.of(value).dtype
+        dtype = fill_value.dtype if isinstance(fill_value, Tensor) else plain
     value = held("full", "fill_value", value, dtype)
     return Tensor.from_array(np.full(_sizes("full", (size,)), value, dtype)).requires_grad_(requires_grad)
 
@@ -121,9 +122,12 @@ def arange(start: Any = None, end: Any = None, step: Any = 1, *, dtype: Any = No
     Errors: TypeError for a step or a start without an end, ArgumentError where a bound is not finite, step is 0, or end
     lies on the other side of start.
     """
+    start, end, step = [bound.item() if isinstance(bound, Tensor | np.ndarray) else bound for bound in (start, end, step)]
     if end is None and (start is None or step != 1):
         raise TypeError(f"arange: end: got none beside start = {start} and step = {step}, expected a number")
     start, end = (0, start) if end is None else (0 if start is None else start, end)
+    if wrong := [bound for bound in (start, end, step) if not isinstance(bound, int | float | np.number)]:
+        raise TypeError(f"arange: start, end, step: got {wrong[0]!r}, expected numbers")
     if not all(math.isfinite(bound) for bound in (start, end, step)) or step == 0:
         raise ArgumentError(f"arange: start, end, step: got {start}, {end}, {step}, expected finite numbers, and a step not 0")
     if (end - start) * step < 0:

@@ -210,7 +210,7 @@ def _reshape(a: Any, shape: Any) -> Tensor:
 
 @stands_for(np.ravel)
 def _ravel(a: Any) -> Tensor:
-    return s.reshape(a, -1)
+    return a.ravel()
 
 
 @stands_for(np.squeeze)

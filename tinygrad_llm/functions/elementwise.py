@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply
 from tinygrad_llm.functions.base import (
-    INEXACT,
     as_array_like,
     as_operand,
     binary,
@@ -19,7 +19,7 @@ from tinygrad_llm.functions.base import (
     to,
     unary,
 )
-from tinygrad_llm.ops import ArgumentError, DtypeError, ShapeError, elementwise, reduce, shape
+from tinygrad_llm.ops import ArgumentError, DtypeError, Op, ShapeError, Vjp, elementwise, reduce, shape
 from tinygrad_llm.ops.numbers import held
 from tinygrad_llm.ops.opaque import any_of, as_values
 
@@ -30,8 +30,8 @@ sqrt, tanh = unary(elementwise.sqrt, real=True), unary(elementwise.tanh, real=Tr
 sin, cos = unary(elementwise.sin, real=True), unary(elementwise.cos, real=True)
 sigmoid, erf = guarded("result")(unary(elementwise.sigmoid, real=True)), unary(elementwise.erf, real=True)
 
-mul, maximum, minimum = binary(elementwise.mul), binary(elementwise.maximum), binary(elementwise.minimum)
-_add, _sub = binary(elementwise.add), binary(elementwise.sub)
+mul, maximum, minimum = binary(elementwise.mul, exact=True), binary(elementwise.maximum), binary(elementwise.minimum)
+_add, _sub, _div = binary(elementwise.add), binary(elementwise.sub), binary(elementwise.div, exact=True)
 _BOOL = np.dtype(np.bool_)
 
 
@@ -60,19 +60,51 @@ def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
 
 
 def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
-    """input / other; integers give float32. rounding_mode "floor" or "trunc" rounds, and lets no gradient through."""
+    """input / other; integers give float32. rounding_mode "floor" or "trunc" rounds, and lets no gradient through.
+
+    Errors: ArgumentError for integers that are rounded and divided by 0.
+    """
     x, y = as_operand(input), as_operand(other)
-    if rounding_mode is None and result_type(x, y).kind in "biu":
-        return apply(elementwise.div, floating(x), floating(y))
-    x, y = promoted(x, y)
     if rounding_mode is None:
-        return apply(elementwise.div, x, y)
+        return apply(elementwise.div, floating(x), floating(y)) if result_type(x, y).kind in "biu" else _div(x, y)
     if rounding_mode not in ("floor", "trunc"):
         raise ArgumentError(f"div: rounding_mode: got {rounding_mode!r}, expected None, 'floor' or 'trunc'")
+    x, y = promoted(x, _divisor("div", x, y))
     a, b = [as_values(v).astype(result_type(x, y), copy=False) for v in (x, y)]
     if rounding_mode == "floor":
         return without_slope(np.floor_divide(a, b), x, y)
     return without_slope(np.trunc(a / b) if a.dtype.kind == "f" else np.abs(a) // np.abs(b) * np.sign(a) * np.sign(b), x, y)
+
+
+def floor_divide(input: Any, other: Any) -> Tensor:
+    """⌊input / other⌋, through which no gradient goes: what `//` means. Errors: ArgumentError for integers over 0."""
+    return div(input, other, rounding_mode="floor")
+
+
+def remainder(input: Any, other: Any) -> Tensor:
+    """input − other · ⌊input / other⌋, with other's sign: what `%` means.   dinput = g,  dother = −g · ⌊input / other⌋
+
+    Errors: ArgumentError for integers over 0.
+    """
+    x, y = promoted(as_operand(input), as_operand(_divisor("remainder", input, other)))
+    dtype, size = result_type(x, y), broadcast_shape("remainder", input=np.shape(x), other=np.shape(y))
+    x, y = [to(as_array_like(a), dtype) for a in (x, y)]
+    return apply(_REMAINDER, *[a if a.shape == size else apply(shape.broadcast_to, a, shape=size) for a in (x, y)])
+
+
+def _divisor(name: str, input: Any, other: Any) -> Any:
+    if result_type(as_operand(input), as_operand(other)).kind in "biu" and any_of(as_values(other) == 0):
+        raise ArgumentError(f"{name}: other: got 0 beside integers, expected none")
+    return other
+
+
+def _remainder(x: Any, y: Any) -> tuple[Any, Vjp]:
+    """fmod(x, y), which has x's sign, and y more where y's is another."""
+    rest, quotient = np.fmod(x, y), np.floor_divide(x, y)
+    return np.where((rest != 0) & ((rest < 0) != (y < 0)), rest + y, rest), lambda g: (g, -g * quotient)
+
+
+_REMAINDER = Op("remainder", _remainder, (), {}, "", variadic=True, kinked=True)
 
 
 def pow(input: Any, exponent: Any) -> Tensor:
@@ -155,9 +187,16 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
         raise DtypeError("clamp: input: got booleans, expected numbers")
     if hasattr(low, "dtype") or hasattr(high, "dtype"):
         broadcast_shape("clamp", input=np.shape(x), min=np.shape(low), max=np.shape(high))
-        x = x if low is None else where(as_values(x) < as_values(low), low, x)
-        return x if high is None else where(as_values(x) > as_values(high), high, x)
+        x = x if low is None else _bounded(x, low, np.less)
+        return x if high is None else _bounded(x, high, np.greater)
     return apply(elementwise.clamp, to(as_array_like(x), dtype), min=low, max=high)
+
+
+def _bounded(x: Any, bound: Any, beyond: Any) -> Tensor:
+    """The bound where x is beyond it; nan, without a gradient, where either is nan."""
+    a, b = as_values(x), as_values(bound)
+    out, unordered = where(beyond(a, b), bound, x), np.isnan(a) | np.isnan(b)
+    return where(unordered, math.nan, out) if any_of(unordered) else out
 
 
 def where(condition: Any, input: Any = None, other: Any = None) -> Any:
@@ -180,7 +219,7 @@ def masked_fill(input: Any, mask: Any, value: Any) -> Tensor:
         raise ArgumentError(f"masked_fill: value: got shape {np.shape(fill)}, expected a number or a 0-d tensor")
     if hasattr(fill, "dtype"):
         fill = to(fill, x.dtype)
-    elif x.dtype.kind not in INEXACT and fill is not None:
+    elif fill is not None:
         fill = bool(fill) if x.dtype == np.bool_ else held("masked_fill", "value", fill, x.dtype)
     return where(as_mask("masked_fill", "mask", mask), fill, x)
 

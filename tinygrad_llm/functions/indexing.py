@@ -130,8 +130,10 @@ def _placed(values: Tensor, index: Any, size: tuple[int, ...], *given: Any) -> T
 
 def _positions(name: str, size: tuple[int, ...], index: Any) -> Any:
     """The place of each element of x[index] in the flattened x of this size."""
+    all_places = np.arange(int(np.prod(size))).reshape(size)
+    shape.check_unambiguous(all_places, index, name)
     try:
-        return np.arange(int(np.prod(size))).reshape(size)[index]
+        return all_places[index]
     except IndexError as error:
         shown = " ".join(repr(index).split())
         raise IndexRangeError(f"{name}: indices: got {shown} for shape {size}, expected ones inside: {error}") from None

@@ -11,6 +11,7 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor, inplace
 from tinygrad_llm.functions import elementwise, indexing, products, random, reductions, shapes, storage
 from tinygrad_llm.functions.base import as_operand, promoted, result_type
+from tinygrad_llm.functions.elementwise import broadcast_shape
 from tinygrad_llm.ops import DtypeError
 from tinygrad_llm.ops.opaque import as_values
 
@@ -25,7 +26,12 @@ def _compare(ufunc: Any) -> Callable[..., Tensor]:
     def method(self: Tensor, other: Any) -> Tensor:
         if _is_no_number(other):
             raise TypeError(f"{ufunc.__name__}: other: got {other!r}, expected a tensor or a number")
-        return Tensor.from_array(as_values(ufunc(as_values(self), as_values(other))))
+        x, y = promoted(as_operand(self), as_operand(other))
+        try:
+            return Tensor.from_array(as_values(ufunc(*[as_values(a) if hasattr(a, "dtype") else a for a in (x, y)])))
+        except ValueError:
+            broadcast_shape(ufunc.__name__, input=np.shape(x), other=np.shape(y))
+            raise
 
     return method
 
@@ -61,6 +67,8 @@ METHODS: dict[str, Any] = {
     "__rmul__": _reversed(e.mul), "__truediv__": e.div, "__rtruediv__": _reversed(e.div), "__pow__": e.pow,
     "__rpow__": _reversed(e.pow), "__matmul__": p.matmul, "__rmatmul__": _reversed(p.matmul), "__neg__": e.neg,
     "__abs__": e.abs, "__getitem__": s.getitem,
+    "__mod__": _operator(e.remainder), "__rmod__": _operator(_reversed(e.remainder)),
+    "__floordiv__": _operator(e.floor_divide), "__rfloordiv__": _operator(_reversed(e.floor_divide)),
     "__eq__": _operator(_compare(np.equal)), "__ne__": _operator(_compare(np.not_equal)),
     "__lt__": _operator(_compare(np.less)), "__le__": _operator(_compare(np.less_equal)),
     "__gt__": _operator(_compare(np.greater)), "__ge__": _operator(_compare(np.greater_equal)),
@@ -72,7 +80,8 @@ METHODS: dict[str, Any] = {
     "where": lambda self, condition, other: e.where(condition, self, other),
 }
 for _function in (
-    e.abs, e.add, e.clamp, e.cos, e.div, e.erf, e.exp, e.expm1, e.log, e.log1p, e.masked_fill, e.maximum, e.minimum,
+    e.abs, e.add, e.clamp, e.cos, e.div, e.erf, e.exp, e.expm1, e.floor_divide, e.remainder, e.log, e.log1p,
+    e.masked_fill, e.maximum, e.minimum,
     e.mul, e.neg, e.pow, e.reciprocal, e.relu, e.rsqrt, e.sigmoid, e.sign, e.sin, e.sqrt, e.square, e.sub, e.tanh,
     r.amax, r.amin, r.argmax, r.cumsum, r.log_softmax, r.logsumexp, r.max, r.mean, r.min, r.norm, r.prod, r.softmax,
     r.std, r.sum, r.var, p.addmm, p.baddbmm, p.bmm, p.dot, p.matmul, p.mm, p.mv, p.outer, s.broadcast_to, s.chunk,
@@ -98,11 +107,11 @@ METHODS |= storage.METHODS | random.METHODS | {name: _compare(ufunc) for name, u
 _INPLACE = (  # `add_` and so on, where there is an `add`
     "abs", "add", "addmm", "baddbmm", "clamp", "cos", "cumsum", "div", "erf", "exp", "expm1", "index_add", "index_put", "log",
     "log1p", "masked_fill", "mul", "neg", "pow", "reciprocal", "relu", "rsqrt", "scatter_add", "sigmoid", "sign", "sin", "sqrt",
-    "square", "sub", "tanh", "tril", "triu",
+    "square", "sub", "tanh", "tril", "triu", "floor_divide", "remainder",
 )
 METHODS |= {f"{name}_": inplace(METHODS[name]) for name in _INPLACE}
 METHODS |= {f"__i{name}__": inplace(METHODS[f"__{name}__"]) for name in (
-    "add", "sub", "mul", "truediv", "pow", "and", "or", "xor",
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor",
 )}
 for _name, _method in METHODS.items():
     setattr(Tensor, _name, _method)

@@ -22,6 +22,7 @@ from tinygrad_llm.autograd.writes import rewrite
 from tinygrad_llm.functions.base import sizes_of, taking, whole
 from tinygrad_llm.functions.elementwise import add, broadcast_shape, mul, without_slope
 from tinygrad_llm.ops import DtypeError, ShapeError
+from tinygrad_llm.ops.numbers import held
 from tinygrad_llm.ops.opaque import as_values, opaque
 
 Fill = Callable[[np.random.Generator, tuple[int, ...], np.dtype], Any]
@@ -132,6 +133,7 @@ def randperm(n: int, *, generator: Any = None, dtype: Any = None, requires_grad:
     if whole("randperm", "n", n) < 0:
         raise RangeError(f"randperm: n: got {n}, expected none below 0")
     dtype = np.int64 if dtype is None else dtype
+    held("randperm", "n", max(n - 1, 0), dtype)
     return _made("randperm", (n,), generator, dtype, requires_grad, lambda g, shape, dtype: g.permutation(shape[0]))
 
 

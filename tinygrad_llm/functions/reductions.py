@@ -29,7 +29,7 @@ from tinygrad_llm.functions.base import (
 from tinygrad_llm.functions.elementwise import abs, maximum, minimum, mul, pow, sqrt, square, where
 from tinygrad_llm.functions.indexing import take_along_dim
 from tinygrad_llm.functions.shapes import cat, copied, reshape, squeeze, transpose
-from tinygrad_llm.ops import ArgumentError, Op, Vjp, elementwise, nn, reduce
+from tinygrad_llm.ops import ArgumentError, IndexRangeError, Op, Vjp, elementwise, nn, reduce
 from tinygrad_llm.ops.opaque import any_of, as_values
 from tinygrad_llm.ops.reduce import axes_of
 
@@ -238,7 +238,7 @@ def _root(x: Tensor, p: float) -> Tensor:
     if not any_of(zero):
         return sqrt(x) if p == 2 else pow(x, 1 / p)
     rest = where(zero, 1.0, x)
-    return where(zero, x.detach() if p > 0 else 0.0, sqrt(rest) if p == 2 else pow(rest, 1 / p))
+    return where(zero, x.detach() if p > 0 else math.inf, sqrt(rest) if p == 2 else pow(rest, 1 / p))
 
 
 @spelled
@@ -293,6 +293,8 @@ def _vector_norm(x: Any, ord: float, dim: Dim, keepdim: bool) -> Tensor:
         return (amax if ord > 0 else amin)(abs(x), dim, keepdim)
     if ord in (1, 2):
         return sum(abs(x), dim, keepdim) if ord == 1 else _root(sum(square(x), dim, keepdim), 2)
+    if ord < 0 and not math.prod([x.shape[i] for i in axes_of("vector_norm", x, dim)]):
+        raise IndexRangeError(f"vector_norm: input: got shape {x.shape}, expected at least one element where ord is below 0")
     return _root(sum(_powers(abs(x), ord), dim, keepdim), ord)
 
 

@@ -170,7 +170,7 @@ def roll(input: Any, shifts: int | tuple[int, ...], dims: Dim = ()) -> Tensor:
         n = x.shape[_split_axis("roll", x, dim)]
         cut = -shift % max(n, 1)
         x = cat([narrow(x, dim, cut, n - cut), narrow(x, dim, 0, cut)], dim) if cut else x
-    return copied(x) if x is input else x
+    return copied(x) if x is input or not as_values(x).flags.c_contiguous else x
 
 
 # Repeated ----------------------------------------------------------------------------------------------------------------
@@ -314,17 +314,12 @@ def getitem(input: Any, index: Any) -> Tensor:
 
 
 def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
-    """The elements [..., i, i + offset] of axes dim1 and dim2, as the last axis."""
+    """The elements [..., i, i + offset] of axes dim1 and dim2, as the last axis, in input's memory."""
     one, two = _split_axis("diagonal", input, dim1, "dim1"), axis_of("diagonal", input, dim2, "dim2")
     offset = whole("diagonal", "offset", offset)
     if one == two:
         raise ShapeError(f"diagonal: dim2: got {dim2}, expected another axis than dim1 = {dim1}")
-    x = movedim(input, (one, two), (-2, -1))
-    rows, columns = x.shape[-2:]
-    length = max(0, min(rows, columns - offset) if offset >= 0 else min(rows + offset, columns))
-    start = (offset if offset >= 0 else -offset * columns) if length else 0
-    flat = reshape(x, (*x.shape[:-2], rows * columns))
-    return getitem(flat, (..., slice(start, start + length * (columns + 1) - columns if length else start, columns + 1)))
+    return apply(moves.diagonal, movedim(input, (one, two), (-2, -1)), offset=offset)
 
 
 def triu(input: Any, diagonal: int = 0) -> Tensor:

@@ -73,7 +73,12 @@ def stride(self: Tensor, dim: int | None = None) -> Any:
 
 def contiguous(self: Tensor) -> Tensor:
     """The tensor itself where its memory is in row-major order, else a copy that is, with its gradient."""
-    return self if self.numpy().flags.c_contiguous else shapes.copied(self)
+    return self if as_values(self).flags.c_contiguous else shapes.copied(self)
+
+
+def ravel(self: Tensor) -> Tensor:
+    """One axis: of the tensor's memory where that is in row-major order, else of a copy."""
+    return shapes.reshape(contiguous(self), -1)
 
 
 def _new(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -142,7 +147,7 @@ METHODS: dict[str, Any] = {
     "new_full": _new(create.full), "new_empty": _new(create.zeros),
     "view_as": lambda self, other: shapes.view(self, other.shape),
     "expand_as": lambda self, other: shapes.expand(self, other.shape),
-    "reshape_as": lambda self, other: shapes.reshape(self, other.shape), "ravel": lambda self: shapes.reshape(self, -1),
+    "reshape_as": lambda self, other: shapes.reshape(self, other.shape), "ravel": ravel,
     "moveaxis": shapes.movedim, "swapdims": shapes.transpose, "absolute": elementwise.abs, "negative": elementwise.neg,
     "multiply": elementwise.mul, "subtract": elementwise.sub, "divide": elementwise.div,
     "true_divide": lambda self, other: elementwise.div(self, other),

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, as_array, no_grad
+from tinygrad_llm.autograd.changes import changes
 from tinygrad_llm.autograd.modes import active_recorder
 from tinygrad_llm.ops import DtypeError, ShapeError
 
@@ -22,7 +23,7 @@ class Parameter(Tensor):
     """
 
     def __init__(self, data: Any, requires_grad: bool = True, dtype: Any = None) -> None:
-        shared = isinstance(data, Tensor) and dtype in (None, data.dtype)
+        shared = isinstance(data, Tensor) and (dtype is None or data.dtype == dtype)  # a dtype equals None
         self._begin(data._array if shared else as_array(data, dtype))
         if shared:
             self._counter = data._counter
@@ -55,13 +56,13 @@ class Module:
     """A function with parameters. Subclasses set Parameters and Modules as attributes and define `forward`.
 
     They are plain attributes: no __init__ must run first, and reading one costs what reading any attribute does. Only what
-    its value cannot tell is written down, in `_registered`: buffers, and names whose parameter or module is None. To assign
+    its value cannot tell is written down, in `__registered`: buffers, and names whose parameter or module is None. To assign
     something else over a parameter, a module or a buffer is a TypeError, as in torch: training would lose it.
     """
 
     training = True
-    _registered: Mapping[str, str] = MappingProxyType({})
-    _not_saved: frozenset[str] = frozenset()
+    __registered: Mapping[str, str] = MappingProxyType({})
+    __not_saved: frozenset[str] = frozenset()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What calling the module computes."""
@@ -74,74 +75,69 @@ class Module:
     # Parts -----------------------------------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        kind = self._registered.get(name) or _kind_of(vars(self).get(name))
+        kind = self.__registered.get(name) or _kind_of(vars(self).get(name))
         if isinstance(value, Parameter) and (not name or "." in name):
             _check_name(type(self).__name__, name)
         if kind is not None:
-            self._check_part(name, kind, value)
-            self._register(name, kind if value is None or (kind == "buffer" and _kind_of(value) is None) else None)
+            self.__check_part(name, kind, value)
+            self.__register(name, kind if value is None or (kind == "buffer" and _kind_of(value) is None) else None)
         if _kind_of(value) not in (None, kind):
             vars(self).pop(name, None)  # parts stand in the order in which they became such
         object.__setattr__(self, name, value)
+        changes.count += 1
 
     def __delattr__(self, name: str) -> None:
         object.__delattr__(self, name)
-        self._register(name, None)
+        self.__register(name, None)
+        changes.count += 1
 
-    def _check_part(self, name: str, kind: str, value: Any) -> None:
+    def __check_part(self, name: str, kind: str, value: Any) -> None:
         """TypeError for a value that cannot take the place of this kind of part."""
         fits = value is None or isinstance(value, Parameter) or (kind != "parameter" and isinstance(value, Module))
         if not fits and not (kind == "buffer" and isinstance(value, Tensor)):
             raise TypeError(f"{type(self).__name__}.{name}: got {type(value).__name__}, expected {_EXPECTED[kind]} or None: "
                             f"cannot assign it as {kind}")
 
-    def _register(self, name: str, kind: str | None) -> None:
+    def __register(self, name: str, kind: str | None) -> None:
         """Write down what its value does not tell, or (None) that it tells all."""
         if kind is not None:
-            vars(self)["_registered"] = {**self._registered, name: kind}
-        elif name in self._registered:
-            vars(self)["_registered"] = {n: k for n, k in self._registered.items() if n != name}
-            vars(self)["_not_saved"] = self._not_saved - {name}
+            vars(self)["_Module__registered"] = {**self.__registered, name: kind}
+        elif name in self.__registered:
+            vars(self)["_Module__registered"] = {n: k for n, k in self.__registered.items() if n != name}
+            vars(self)["_Module__not_saved"] = self.__not_saved - {name}
 
-    def _put(self, method: str, name: str, kind: str, value: Any) -> None:
+    def __put(self, method: str, name: str, kind: str, value: Any) -> None:
         if kind == "module":  # torch looks at the module first, at other parts last
             _check_type(method, name, kind, value)
         _check_name(method, name)
-        if hasattr(self, name) and (self._registered.get(name) or _kind_of(vars(self).get(name))) != kind:
+        if hasattr(self, name) and (self.__registered.get(name) or _kind_of(vars(self).get(name))) != kind:
             raise KeyError(f"{method}: name: got {name!r}, which is an attribute already, expected a new one")
         _check_type(method, name, kind, value)
-        self._register(name, kind if value is None or kind == "buffer" else None)
+        self.__register(name, kind if value is None or kind == "buffer" else None)
         object.__setattr__(self, name, value)
+        changes.count += 1
 
     def register_parameter(self, name: str, param: Parameter | None) -> None:
         """The parameter under that name; None: a name that has none for now. Errors: KeyError for what is no new name."""
-        self._put("register_parameter", name, "parameter", param)
+        self.__put("register_parameter", name, "parameter", param)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
         """A tensor that is saved with the module (unless not persistent) and not trained. Errors: KeyError, TypeError."""
-        self._put("register_buffer", name, "buffer", tensor)
-        vars(self)["_not_saved"] = self._not_saved - {name} if persistent else self._not_saved | {name}
+        self.__put("register_buffer", name, "buffer", tensor)
+        vars(self)["_Module__not_saved"] = self.__not_saved - {name} if persistent else self.__not_saved | {name}
 
     def add_module(self, name: str, module: Module | None) -> None:
         """The module under that name, which may be no Python name, such as "0". Errors: KeyError, TypeError."""
-        self._put("add_module", name, "module", module)
+        self.__put("add_module", name, "module", module)
 
     register_module = add_module
-
-    def _slots(self, kind: str) -> list[tuple[str, Any]]:
-        """(name, value) of this module's own parameters, modules or buffers, those that are None too."""
-        registered, wanted = self._registered, _FOUND[kind]
-        if not registered:
-            return [(name, value) for name, value in vars(self).items() if isinstance(value, wanted)]
-        return [(name, value) for name, value in vars(self).items()
-                if (registered[name] == kind if name in registered else isinstance(value, wanted))]
 
     # Walking ---------------------------------------------------------------------------------------------------------
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The modules one level down, each once, with the attribute it is under."""
         first: dict[int, tuple[str, Module]] = {}
-        for name, module in self._slots("module"):
+        for name, module in slots_of(self, "module"):
             first.setdefault(id(module), (name, module))
         return (pair for pair in first.values() if pair[1] is not None)
 
@@ -162,7 +158,7 @@ class Module:
             return
         memo.add(self)
         yield prefix, self
-        for name, child in self._slots("module"):
+        for name, child in slots_of(self, "module"):
             if child is not None:
                 yield from child.named_modules(memo, f"{prefix}.{name}" if prefix else name, remove_duplicate)
         if not remove_duplicate:
@@ -176,13 +172,13 @@ class Module:
             if module not in seen:
                 seen.add(module)
                 yield module
-                stack += [child for _, child in reversed(module._slots("module")) if child is not None]
+                stack += [child for _, child in reversed(slots_of(module, "module")) if child is not None]
 
-    def _named(self, kind: str, prefix: str, recurse: bool, remove_duplicate: bool) -> Iterator[tuple[str, Any]]:
+    def __named(self, kind: str, prefix: str, recurse: bool, remove_duplicate: bool) -> Iterator[tuple[str, Any]]:
         seen: set[int] = set()
         modules = self.named_modules(None, prefix, remove_duplicate) if recurse else [(prefix, self)]
         for path, module in modules:
-            for name, value in module._slots(kind):
+            for name, value in slots_of(module, kind):
                 if value is not None and id(value) not in seen:
                     if remove_duplicate:
                         seen.add(id(value))
@@ -192,7 +188,7 @@ class Module:
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Parameter]]:
         """(dotted name, parameter), a shared one once, under its first name, or with remove_duplicate=False under each."""
-        return self._named("parameter", prefix, recurse, remove_duplicate)
+        return self.__named("parameter", prefix, recurse, remove_duplicate)
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
         """Each parameter once."""
@@ -202,7 +198,7 @@ class Module:
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
         """(dotted name, buffer), as named_parameters."""
-        return self._named("buffer", prefix, recurse, remove_duplicate)
+        return self.__named("buffer", prefix, recurse, remove_duplicate)
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
         """Each buffer once."""
@@ -225,7 +221,7 @@ class Module:
         path, _, name = target.rpartition(".")
         module = self.get_submodule(path)
         found = _part(module, name, target, Tensor, "a buffer")
-        if module._registered.get(name) != "buffer":
+        if module.__registered.get(name) != "buffer":
             raise AttributeError(f"{type(self).__name__}: got {target!r}, which is {type(found).__name__}, expected a buffer")
         return found
 
@@ -261,7 +257,7 @@ class Module:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients, or (set_to_none=False) write zeros into them."""
-        own = (p for module in self.modules() for _, p in module._slots("parameter") if p is not None)
+        own = (p for module in self.modules() for _, p in slots_of(module, "parameter") if p is not None)
         forget_gradients(own, set_to_none)
 
     def requires_grad_(self, requires_grad: bool = True) -> Module:
@@ -270,16 +266,16 @@ class Module:
             p.requires_grad_(requires_grad)
         return self
 
-    def _state(self) -> Iterator[tuple[str, Tensor]]:
+    def __state(self) -> Iterator[tuple[str, Tensor]]:
         """What is saved, under each of its names: of each module its parameters, then its buffers."""
         for path, module in self.named_modules(remove_duplicate=False):
-            for name, value in module._slots("parameter") + module._slots("buffer"):
-                if value is not None and name not in module._not_saved:
+            for name, value in slots_of(module, "parameter") + slots_of(module, "buffer"):
+                if value is not None and name not in module.__not_saved:
                     yield (f"{path}.{name}" if path else name), value
 
     def state_dict(self, *, prefix: str = "") -> dict[str, np.ndarray]:
         """name → a copy of the values of parameters and buffers. A shared one appears under each of its names, as in torch."""
-        return {prefix + name: p.numpy().copy() for name, p in self._state()}
+        return {prefix + name: p.numpy().copy() for name, p in self.__state()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy values into parameters and buffers by name; everything is checked before anything is written.
@@ -291,7 +287,7 @@ class Module:
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"load_state_dict: state_dict: got {type(state_dict).__name__}, expected a dict, as "
                             "state_dict() gives it")
-        own = dict(self._state())
+        own = dict(self.__state())
         missing, unexpected = [n for n in own if n not in state_dict], [n for n in state_dict if n not in own]
         if strict and (missing or unexpected):
             raise StateKeyError(f"load_state_dict: got {len(missing)} missing names {missing[:3]} and {len(unexpected)} "
@@ -310,23 +306,32 @@ class Module:
         return ""
 
     def __repr__(self) -> str:
-        return "\n".join(self._lines("", set(), ()))
+        return "\n".join(self.__lines("", set(), ()))
 
-    def _lines(self, name: str, seen: set[int], above: tuple[Module, ...]) -> Iterator[str]:
-        parts = [(n, v) for n, v in self._slots("parameter") if v is not None]
+    def __lines(self, name: str, seen: set[int], above: tuple[Module, ...]) -> Iterator[str]:
+        parts = [(n, v) for n, v in slots_of(self, "parameter") if v is not None]
         own = [f"{n} {list(v.shape)}" + (" (shared)" if id(v) in seen else "") for n, v in parts]
         seen.update(id(v) for _, v in parts)
         label = f"{name}: " * bool(name) + type(self).__name__
         note = "  ".join(part for part in (self.extra_repr(), ", ".join(own)) if part)
-        yield f"{label:<34}{self.num_parameters():>12,}  {note}".rstrip()
-        for child_name, child in self._slots("module"):
+        yield f"{label:<34}{Module.num_parameters(self):>12,}  {note}".rstrip()
+        for child_name, child in slots_of(self, "module"):
             if child is not None and all(child is not m for m in (self, *above)):
-                yield from (f"  {line}" for line in child._lines(child_name, seen, (self, *above)))
+                yield from (f"  {line}" for line in child.__lines(child_name, seen, (self, *above)))
 
 
 _TYPES: dict[str, Any] = {"parameter": Parameter, "module": Module, "buffer": Tensor}
 _FOUND: dict[str, Any] = {"parameter": Parameter, "module": Module, "buffer": ()}  # a buffer is not known by its type
 _EXPECTED = {"parameter": "a Parameter", "module": "a Module", "buffer": "a Tensor"}
+
+
+def slots_of(module: Module, kind: str) -> list[tuple[str, Any]]:
+    """(name, value) of the module's own parameters, modules or buffers, those that are None too."""
+    registered, wanted = module._Module__registered, _FOUND[kind]  # type: ignore[attr-defined]
+    if not registered:
+        return [(name, value) for name, value in vars(module).items() if isinstance(value, wanted)]
+    return [(name, value) for name, value in vars(module).items()
+            if (registered[name] == kind if name in registered else isinstance(value, wanted))]
 
 
 def _kind_of(value: Any) -> str | None:
@@ -385,26 +390,26 @@ class ModuleList(Module):
         if modules is not None:
             self.extend(modules)
 
-    def _items(self) -> list[Any]:
-        return [module for _, module in self._slots("module")]
+    def __items(self) -> list[Any]:
+        return [module for _, module in slots_of(self, "module")]
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._items())
+        return iter(self.__items())
 
     def __len__(self) -> int:
-        return len(self._slots("module"))
+        return len(slots_of(self, "module"))
 
     def __getitem__(self, index: Any) -> Any:
-        items = self._items()
-        return type(self)(items[index]) if isinstance(index, slice) else items[self._place(index)]
+        items = self.__items()
+        return type(self)(items[index]) if isinstance(index, slice) else items[self.__place(index)]
 
     def __setitem__(self, index: int, module: Module) -> None:
-        setattr(self, str(self._place(index)), module)
+        setattr(self, str(self.__place(index)), module)
 
     def __delitem__(self, index: Any) -> None:
-        items = self._items()
-        del items[index if isinstance(index, slice) else self._place(index)]
-        self._become(items)
+        items = self.__items()
+        del items[index if isinstance(index, slice) else self.__place(index)]
+        self.__become(items)
 
     def __add__(self, other: Iterable[Any]) -> ModuleList:
         return type(self)([*self, *other])
@@ -430,9 +435,9 @@ class ModuleList(Module):
 
     def insert(self, index: int, module: Any) -> None:
         """One more before the one at index, which counts as a list's."""
-        items = self._items()
+        items = self.__items()
         items.insert(operator.index(index), module)
-        self._become(items)
+        self.__become(items)
 
     def pop(self, key: Any = -1) -> Any:
         """Take out and return the one at key, or of a slice, those."""
@@ -440,14 +445,14 @@ class ModuleList(Module):
         del self[key]
         return found
 
-    def _become(self, items: list[Any]) -> None:
+    def __become(self, items: list[Any]) -> None:
         if wrong := [m for m in items if m is not None and not isinstance(m, Module)]:
             raise TypeError(f"ModuleList: module: got {type(wrong[0]).__name__}, expected a Module or None")
-        for name, _ in self._slots("module"):
+        for name, _ in slots_of(self, "module"):
             delattr(self, name)
         self.extend(items)
 
-    def _place(self, index: int) -> int:
+    def __place(self, index: int) -> int:
         i, n = operator.index(index), len(self)
         if not -n <= i < n:
             raise IndexError(f"{type(self).__name__}: index: got {i}, expected {-n} to {n - 1}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,15 @@ def wrapped(number: Any, dtype: np.dtype) -> Any:
 def held(name: str, argument: str, number: Any, dtype: Any) -> Any:
     """A number that is stored in this dtype: without its fraction in integers, a negative one wraps in uint8, as in torch.
 
-    Errors: ArgumentError where it is beyond the dtype, TypeError where it is no number.
+    Errors: ArgumentError where it is beyond the dtype, of floats too, TypeError where it is no number.
     """
     dtype = np.dtype(dtype)
     if not isinstance(number, int | float | np.number | np.bool_):
         raise DtypeError(f"{name}: {argument}: got {number!r}, expected a number")
     if dtype.kind not in "iu":
+        size: Any = abs(number)
+        if dtype.kind == "f" and float(np.finfo(dtype).max) < size != math.inf:
+            raise ArgumentError(f"{name}: {argument}: got {number}, expected a number that {dtype} can hold")
         return number
     cut = int(number) if np.isfinite(number) else None
     if cut is not None and (_fits(cut, dtype) or (dtype == np.uint8 and -255 <= cut < 0)):

@@ -44,6 +44,13 @@ def opaque(like: Like | None, apart: bool = False) -> Callable[[Callable[..., An
     return wrap
 
 
+def densely(x: Any) -> Any:
+    """A copy that keeps the order of x's axes in memory; an axis that x repeats lies where the copy is nearest to row-major."""
+    if 0 not in x.strides:
+        return x.copy("K")
+    return np.logical_or(x, x) if x.dtype == np.bool_ else np.positive(x)  # an iterator's order, which a copy is not given
+
+
 def any_of(condition: Any) -> bool:
     """Whether a condition holds anywhere; True where values are not known yet, because calls are recorded. For leaving out what
     would change nothing."""

@@ -60,6 +60,22 @@ def flipped(x: Any, dims: Shape) -> Any:
     return compute(flip, x, dims=dims) if hasattr(x, "__apply_op__") else np.copy(np.flip(x, dims), order="C")
 
 
+@op(x="*A e.g. 4 6 5", options={"offset": (0, 2, -3, -6)}, torch="torch.diagonal(x, offset, -2, -1)")
+def diagonal(x: Any, offset: int = 0) -> tuple[Any, Vjp]:
+    """The elements [..., i, i + offset] as the last axis, in x's memory.   dx = zeros with g in those places"""
+    shape, columns = x.shape, x.shape[-1]
+    out = np.diagonal(x, offset, -2, -1)
+    out.flags.writeable = x.flags.writeable  # NumPy's is for reading alone
+    length, start = out.shape[-1], offset if offset >= 0 else -offset * columns
+    end = start + (length - 1) * (columns + 1) + 1
+    places, flat = (Ellipsis, slice(start, end, columns + 1) if length else slice(0, 0)), (*shape[:-2], shape[-2] * columns)
+    return out, lambda g: (_reshaped(_scatter(g, places, flat), shape),)
+
+
+def _reshaped(x: Any, shape: Shape) -> Any:
+    return compute(reshape, x, shape=shape) if hasattr(x, "__apply_op__") else x.reshape(shape)
+
+
 @op(tensors=("M N K", "M L K", "M 1 K"), options={"dim": (1, -2)}, torch="torch.cat(tensors, dim)")
 def cat(*tensors: Any, dim: int = 0) -> tuple[Any, Vjp]:
     """The tensors one after another along dim.   dtensorᵢ = its slice of g"""
@@ -97,7 +113,7 @@ _INDICES = (
 @op(x="*A e.g. 4 5 3", options={"index": _INDICES}, torch="x[index]")
 def getitem(x: Any, index: Any) -> tuple[Any, Vjp]:
     """x[index], basic or advanced.   dx = zeros with g added at index, as often as an element was taken"""
-    _check_unambiguous(x, index)
+    check_unambiguous(x, index)
     try:
         out = x[index]
     except (IndexError, TypeError, ValueError) as error:
@@ -107,14 +123,23 @@ def getitem(x: Any, index: Any) -> tuple[Any, Vjp]:
     return out, lambda g: (compute(scatter, g, index=index, shape=shape),)
 
 
-def _check_unambiguous(x: Any, index: Any) -> None:
+def check_unambiguous(x: Any, index: Any, name: str = "getitem") -> None:
     """Refuse x[0, :, array]: NumPy puts the array's axes first, torch where the array stands."""
     parts = index if isinstance(index, tuple) else ()
-    word = "".join(["i" if isinstance(p, int | np.integer) else "s" if _is_basic(p) else "a" for p in parts])
-    arrays = word.replace("i", "")
-    if "a" in word and "s" in word.strip("s") and "s" not in arrays.strip("s") and arrays.startswith("s"):
-        raise IndexRangeError(f"getitem: index: got an array after a slice, and an integer apart from it, for shape {x.shape}, "
-                              "where NumPy and torch differ; expected two steps, first the integer")
+    if all(map(_is_basic, parts)):
+        return
+    taken = sum([0 if p is None or p is Ellipsis else getattr(p, "ndim", 1) if getattr(p, "dtype", None) == np.bool_ else 1
+                 for p in parts])
+    word = "".join(["i" if isinstance(p, int | np.integer) else "s" * (x.ndim - taken) or "e" if p is Ellipsis else
+                    "s" if _is_basic(p) else "a" for p in parts])
+    if _place_of_arrays(word.replace("i", "").replace("e", "")) != _place_of_arrays(word.replace("i", "a")):
+        raise IndexRangeError(f"{name}: index: got an array after a slice, and an integer or an ellipsis apart from it, for "
+                              f"shape {x.shape}, where NumPy and torch differ; expected two steps, first the integer")
+
+
+def _place_of_arrays(word: str) -> int:
+    """How many axes stand before those of the arrays (a): none where slices (s), or an ellipsis of no axes (e), part these."""
+    return 0 if "s" in word.replace("e", "s").strip("s") else word[: word.index("a")].count("s")
 
 
 @op(x="*A e.g. 3 5 3", options={"index": (slice(1, None), np.array([0, 2, 2])), "shape": ((4, 5, 3),)},

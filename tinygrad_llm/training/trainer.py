@@ -58,13 +58,15 @@ class Trainer:
             raise TypeError(f"model: got {type(model).__name__}, expected a module with loss(ids, targets)")
         if not hasattr(optimizer, "param_groups"):
             raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected an optimizer such as AdamW")
-        if grad_clip is not None and not 0 < grad_clip < math.inf:
+        if schedule is not None and not hasattr(schedule, "step"):
+            raise TypeError(f"schedule: got {schedule!r}, expected a schedule such as WarmupCosine, or None")
+        if grad_clip is not None and not (isinstance(grad_clip, int | float | np.number) and 0 < grad_clip < math.inf):
             raise ValueError(f"grad_clip: got {grad_clip!r}, expected a number > 0, or None for no limit")
         if type(accumulate) is not int or accumulate < 1:
             raise ValueError(f"accumulate: got {accumulate!r}, expected an integer >= 1")
         if workers != "auto" and (type(workers) is not int or workers < 1):
             raise ValueError(f"workers: got {workers!r}, expected an integer >= 1, or 'auto'")
-        if capture not in COMPUTE:
+        if not isinstance(capture, bool | str) or capture not in COMPUTE:
             raise ValueError(f"capture: got {capture!r}, expected True, False or 'fast'")
         if start_method not in (None, *multiprocessing.get_all_start_methods()):
             raise ValueError(f"start_method: got {start_method!r}, expected None or one of "
