@@ -69,6 +69,15 @@ def binary(name, positive=False):
     return case
 
 
+def over_a_number(name, slope):
+    """Numbers that no multiple of which a draw is: the quotient jumps there. torch's floor_divide has no gradient."""
+    def case(d):
+        x, y = d.pair()
+        n = d.one(0.7310585, -1.3130353)
+        return (lambda m, x, y: getattr(m, name)(x if slope else x.detach(), n) * y), [x, y]
+    return case
+
+
 def reduction(name, several=True, always=False):
     def case(d):
         x, kept = d.any(), d.one(True, False)
@@ -396,7 +405,8 @@ GROUPS = {
         **{name: unary(name, True) for name in ("log", "sqrt", "rsqrt", "reciprocal")}, "log1p": unary("log1p", True, -1.0),
         **{name: binary(name) for name in ("add", "sub", "mul", "div", "maximum", "minimum")}, "pow": binary("pow", True),
         "add alpha": alphas("add"), "sub alpha": alphas("sub"), "clamp": clamp, "clamp tensors": clamp_tensors,
-        "where": where, "masked_fill": masked_fill,
+        "where": where, "masked_fill": masked_fill, "remainder": over_a_number("remainder", True),
+        "floor_divide": over_a_number("floor_divide", False),
     },
     "reductions": {
         "sum": reduction("sum"), "mean": reduction("mean"), "amax": reduction("amax"), "amin": reduction("amin"),

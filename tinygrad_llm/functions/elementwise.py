@@ -88,7 +88,7 @@ def remainder(input: Any, other: Any) -> Tensor:
     """
     x, y = promoted(as_operand(input), as_operand(_divisor("remainder", input, other)))
     dtype, size = result_type(x, y), broadcast_shape("remainder", input=np.shape(x), other=np.shape(y))
-    x, y = [to(as_array_like(a), dtype) for a in (x, y)]
+    x, y = [to(a, dtype) if hasattr(a, "dtype") else Tensor.from_array(np.asarray(a, dtype)) for a in (x, y)]
     return apply(_REMAINDER, *[a if a.shape == size else apply(shape.broadcast_to, a, shape=size) for a in (x, y)])
 
 

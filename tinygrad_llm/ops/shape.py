@@ -60,7 +60,7 @@ def flipped(x: Any, dims: Shape) -> Any:
     return compute(flip, x, dims=dims) if hasattr(x, "__apply_op__") else np.copy(np.flip(x, dims), order="C")
 
 
-@op(x="*A e.g. 4 6 5", options={"offset": (0, 2, -3, -6)}, torch="torch.diagonal(x, offset, -2, -1)")
+@op(x="*A e.g. 4 6 5", options={"offset": (0, 2, -3)}, torch="torch.diagonal(x, offset, -2, -1)")
 def diagonal(x: Any, offset: int = 0) -> tuple[Any, Vjp]:
     """The elements [..., i, i + offset] as the last axis, in x's memory.   dx = zeros with g in those places"""
     shape, columns = x.shape, x.shape[-1]
