@@ -24,33 +24,28 @@ from tinygrad_llm.ops import IndexRangeError
 from tinygrad_llm.optim import AdamW
 
 
+@pytest.fixture
+def _recorded_freely(monkeypatch):
+    """As often as anything is new."""
+    monkeypatch.setattr("tinygrad_llm.capture.compiled.FREE", 1000)
+
+
 def floats(*shape, seed=0, dtype=np.float32):
     return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
-
-
-def counted(function):
-    """(the function, a list with an entry for each time that it runs)"""
-    runs = []
-
-    def call(*args, **kwargs):
-        runs.append(1)
-        return function(*args, **kwargs)
-
-    return call, runs
 
 
 # When it is recorded --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("_recorded_freely")
 def test_one_program_for_each_layout_and_constant():
-    function, runs = counted(lambda x, n=2: x * n)
-    double = compile(function)
+    double = compile(lambda x, n=2: x * n)
     x = floats(4, 4)
     calls = [(x, 2), (x.T, 2), (x[:3], 2), (x.astype(np.float64), 2), (x, 2.0), (x, True), (x, -0.0), (x, 0.0)]
     for _ in range(2):
         for a, n in calls:
             assert same(double(a, n), a * n)
-    assert len(runs) == len(calls)
+    assert double.recorded == len(calls)
     assert same(double(x, n=2), x * 2)
     assert double.reason is None
 
@@ -66,16 +61,16 @@ def test_the_form_of_arguments_is_part_of_the_layout():
         assert same(found, add(first, second)[1])
 
 
+@pytest.mark.usefixtures("_recorded_freely")
 def test_the_oldest_unused_program_is_dropped():
-    function, runs = counted(lambda x: x + 1)
-    step = compile(function, programs=2)
+    step = compile(lambda x: x + 1, programs=2)
     for n in (1, 2, 1, 3):
         step(floats(n))
-    assert len(runs) == 3
+    assert step.recorded == 3
     step(floats(1))
-    assert len(runs) == 3
+    assert step.recorded == 3
     step(floats(2))
-    assert len(runs) == 4
+    assert step.recorded == 4
     assert len(step._ready) == 2
 
 
@@ -163,7 +158,7 @@ def test_gradients_that_the_function_takes_away_are_gone():
         assert same(layer.bias.grad.numpy(), np.full(2, 4, np.float32))
     replay(tg.tensor(x), True)
     assert layer.bias.grad is None
-    assert sum(len(known) for known in replay._ready.values()) == 3  # with gradients of before and without, but not last
+    assert replay.recorded == 3  # with gradients of before and without, but not last
 
 
 def test_arguments_get_their_gradients_each_call_its_own():
@@ -260,12 +255,28 @@ def test_inputs_views_and_repeated_results_are_arrays_of_their_own():
     assert same(second[2], 2 * x.T)
 
 
-def test_results_are_detached_and_say_so():
+def test_results_have_their_graph():
     w = tg.tensor(floats(3), requires_grad=True)
-    out = compile(lambda x: (w * x).sum())(floats(3))
-    assert not out.requires_grad
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        out.backward()
+    f, x = compile(lambda x: (w * x).sum()), floats(3)
+    for _ in range(2):
+        (f(x) * 2).backward()
+    assert same(w.grad.numpy(), x * 4)
+    with tg.no_grad():
+        assert not f(x).requires_grad
+
+
+def test_a_graph_that_was_used_up_inside_is_used_up_outside():
+    w = tg.tensor(floats(3), requires_grad=True)
+
+    def step(x):
+        loss = (w * w * x).sum()
+        loss.backward()
+        return loss
+
+    out = compile(step)(floats(3))
+    assert out.requires_grad
+    with pytest.raises(tg.autograd.AutogradError, match=r"compiled: this graph was already used"):
+        (out + 1).backward()
 
 
 def test_a_weight_that_is_returned_is_the_weight():

@@ -17,8 +17,10 @@ from numpyprograms import Drawing, laid_out, same
 from opcases import Drawn as ByHypothesis
 
 from reference.opdraw import Seeded
+from tinygrad_llm.autograd.modes import recording
 from tinygrad_llm.capture import passes
 from tinygrad_llm.capture.compiled import record
+from tinygrad_llm.capture.record import Recorder
 from tinygrad_llm.capture.replay import Replay
 
 TILES = (16, 64, 300, 4096)
@@ -97,13 +99,9 @@ def layout(a):
 @pytest.mark.parametrize("seed", range(1000, 1000 + max(10, settings.default.max_examples // 2)))
 def test_traced_arrays_lie_in_memory_as_those_of_numpy(seed):
     """Reductions and products depend on it, and so does whether a reshape is a view."""
-    function, traced = Drawing(Seeded(seed), steps=25).function, []
-
-    def watched(*inputs):
-        traced.extend(map(layout, function.values(*inputs)))
-        return []
-
-    record(watched, function.inputs)
+    function, recorder = Drawing(Seeded(seed), steps=25).function, Recorder()
+    with recording(recorder):
+        traced = [layout(v) for v in function.values(*map(recorder.trace, function.inputs))]
     assert traced == [layout(v) for v in eagerly(function.values, function.inputs)], function
 
 

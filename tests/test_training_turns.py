@@ -98,7 +98,7 @@ def taken(rows, workers, capture, accumulate=1):
         for seed in range(3):
             ids, targets = np.random.default_rng(seed).integers(0, VOCAB, (2, rows, 6))
             found.append(trainer.step(ids, targets))
-        program = next(iter(trainer._team.worker.compute._programs.values())).replay.program if capture else None
+        program = next(iter(trainer._team.worker.compute._programs.values()))[0].replay.program if capture else None
     return found, model.state_dict(), program
 
 
@@ -149,7 +149,7 @@ def test_of_an_embedding_further_workers_add_the_rows_that_they_have():
     total.all_ready = True
     compute = CapturedGradients(model, list(model.parameters()), total, np.zeros(len(total.arrays), np.uint8))
     compute([Part(ids, targets, 1.0)])
-    names = [call.name for call in next(iter(compute._programs.values())).replay.program.flat()]
+    names = [call.name for call in next(iter(compute._programs.values()))[0].replay.program.flat()]
     assert names.count("add_rows_in_turn") == 1
     assert "_add_rows" not in names
     model.loss(ids, targets).backward()

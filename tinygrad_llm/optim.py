@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, enable_grad, no_grad
+from tinygrad_llm.autograd.modes import check_effect
 from tinygrad_llm.nn import Module
 from tinygrad_llm.nn.module import StateKeyError, forget_gradients
 
@@ -92,6 +93,7 @@ class AdamW:
 
         closure   makes the gradients, recording switched on, and returns the loss, which is returned
         """
+        check_effect("AdamW.step")
         loss = None
         if closure is not None:
             with enable_grad():
@@ -391,6 +393,7 @@ class WarmupCosine:
 
     def step(self) -> None:
         """Advance by one and set the rate of the next optimizer step."""
+        check_effect("WarmupCosine.step")
         self.last_step += 1
         self._set()
 

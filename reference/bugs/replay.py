@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,11 @@ def _kept_weights(original: Any, library: Any) -> Any:
 
 
 def _drawn_while_recorded(original: Any, library: Any) -> Any:
-    return lambda like, generator: generator.random(like.shape, dtype=np.float32)
+    def draw(like: Any, generator: Any) -> Any:
+        source = copy.deepcopy(generator) if hasattr(like, "__record_call__") else generator  # one that moves would be noticed
+        return source.random(like.shape, dtype=np.float32)
+
+    return draw
 
 
 BUGS = [

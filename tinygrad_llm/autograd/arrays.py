@@ -17,8 +17,8 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray:
         return np.array(data._array, dtype=dtype)
     if hasattr(data, "__values__"):
         return data.__values__().astype(data.dtype if dtype is None else dtype)
-    if hasattr(data, "__record_call__"):  # of a function that is being recorded: a copy would be dropped anyway
-        return data if dtype is None else data.astype(dtype)
+    if hasattr(data, "__record_call__"):  # of a function that is being recorded
+        return data.copy("K") if dtype is None else data.astype(dtype)
     if isinstance(data, tuple | list):
         data = [_scalar(part) for part in data]
     try:

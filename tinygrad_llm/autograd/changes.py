@@ -1,4 +1,7 @@
-"""How often what stands around the arrays was changed, which is attributes of modules. Who relies on them looks again then."""
+"""How often what stands around the arrays was changed: attributes of modules, hooks, frozen leaves, memory that was moved.
+
+Who relies on any of these looks again where the count is another.
+"""
 
 from __future__ import annotations
 

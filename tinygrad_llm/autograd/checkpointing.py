@@ -53,10 +53,10 @@ def checkpoint(
         leaves, rebuild = flatten((args, kwargs))
         used = (default_generator, *leaves, *generators) if preserve_rng_state else ()
         drawn = [g for g in used if isinstance(g, np.random.Generator)]
-        return _Segment(function, leaves, rebuild, drawn, determinism_check == "default", again).run()
+        return Segment(function, leaves, rebuild, drawn, determinism_check == "default", again).run()
 
 
-class _Segment:
+class Segment:
     """One checkpointed call: its inputs, the states of its generators, and what it gave."""
 
     def __init__(
@@ -81,10 +81,14 @@ class _Segment:
         self.prints = [_print(t) for t in wanted]
         made = {id(t): self._own(t) for t in wanted}
         if made:
-            parents = [*[x._node or x for x in self.originals], *places]
-            node = node_of_call("checkpoint", parents, lambda g: self.pull(g, places), list(made.values()), owned=True)
-            node.saved = tuple(self.given)
+            self.lead("checkpoint", list(made.values()), places)
         return rebuild([made.get(id(t), t) for t in tensors])
+
+    def lead(self, name: str, outputs: list[Tensor], places: list[Any]) -> None:
+        """Let the outputs lead to the function's arguments, and to the places that it reads: backward runs the function."""
+        parents = [*[x._node or x for x in self.originals], *places]
+        node = node_of_call(name, parents, lambda g: self.pull(g, places), outputs, owned=True)
+        node.saved = tuple(self.given)
 
     def _own(self, tensor: Tensor) -> Tensor:
         """An output outside of the graph that it was made in; in memory of its own where it showed that of something else."""

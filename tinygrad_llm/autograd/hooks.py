@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinygrad_llm.autograd.changes import changes
 from tinygrad_llm.autograd.errors import AutogradError
 
 if TYPE_CHECKING:
@@ -49,10 +50,12 @@ class RemovableHandle:
     def __init__(self, calls: dict[int, Any], hook: Callable[..., Any]) -> None:
         self._calls, self.id = calls, next(_IDS)
         calls[self.id] = hook
+        changes.count += 1
 
     def remove(self) -> None:
         """Take the hook away; a second time does nothing."""
         self._calls.pop(self.id, None)
+        changes.count += 1
 
     def __enter__(self) -> RemovableHandle:
         return self

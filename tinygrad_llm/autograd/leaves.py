@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinygrad_llm.autograd.changes import changes
 from tinygrad_llm.autograd.errors import AutogradError
 from tinygrad_llm.autograd.modes import active_recorder, check_write
 from tinygrad_llm.autograd.views import View
@@ -84,4 +85,5 @@ def set_data(tensor: Tensor, value: Any) -> None:
     for view in () if isinstance(tensor._alias, View) else tensor._alias or ():
         view._alias = None
     tensor._counter.count += 1
+    changes.count += 1
     tensor._array, tensor._counter, tensor._alias = value._array, value._counter, None

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_PACKAGE = str(Path(__file__).resolve().parents[1])
+import numpy as np
+
+_PACKAGE, _NUMPY = str(Path(__file__).resolve().parents[1]), str(Path(np.__file__).parent)
 
 
 class _Modes(threading.local):
@@ -248,6 +250,18 @@ def check_read(name: str) -> None:
         current.recorder.check_read(name)
 
 
+def meet(leaf: Any) -> None:
+    """Tell the recorder of a leaf whose `.grad` is about to change."""
+    if current.recorder is not None:
+        current.recorder.meet(leaf)
+
+
+def check_effect(name: str) -> None:
+    """The recorder's error for what changes something for good, before it is changed."""
+    if current.recorder is not None:
+        current.recorder.check_effect(name)
+
+
 @contextmanager
 def recording(recorder: Any) -> Iterator[None]:
     """Inside, ops run on the arrays of a recorder: see tinygrad_llm.capture.record."""
@@ -259,8 +273,8 @@ def recording(recorder: Any) -> Iterator[None]:
 
 
 def calling_line() -> str:
-    """`file:line: source` of the innermost caller outside this package."""
+    """`file:line: source` of the innermost caller outside this package and NumPy."""
     for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith(_PACKAGE):
+        if not frame.filename.startswith((_PACKAGE, _NUMPY)):
             return f"{frame.filename}:{frame.lineno}: {frame.line}"
     return "?"

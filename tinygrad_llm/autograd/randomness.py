@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm.autograd.modes import check_effect
+
 FIRST_SEED = 67280421310721
 """torch.Generator()'s. (torch's process starts from another seed each time.)"""
 
@@ -32,6 +34,7 @@ class Generator(np.random.Generator):
 
     def manual_seed(self, seed: int) -> Generator:
         """Begin anew where this seed begins; itself. A seed below 0 counts from 2⁶⁴. Errors: SeedError beyond 64 bits."""
+        check_effect("manual_seed")
         seed = int(seed)
         if not -(2**63) <= seed < 2**64:
             raise SeedError(f"manual_seed: seed: got {seed}, expected -2**63 to 2**64 - 1")

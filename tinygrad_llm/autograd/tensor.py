@@ -14,6 +14,7 @@ import numpy as np
 
 from tinygrad_llm.autograd.arrays import as_array
 from tinygrad_llm.autograd.backward import backward
+from tinygrad_llm.autograd.changes import changes
 from tinygrad_llm.autograd.copying import Memory, array_at, place_of
 from tinygrad_llm.autograd.errors import AnomalyError, AutogradError, InferenceError, WriteError
 from tinygrad_llm.autograd.graph import Node, Unwatched, Version, root
@@ -26,6 +27,7 @@ from tinygrad_llm.autograd.modes import (
     check_write,
     current,
     is_inference_mode_enabled,
+    meet,
     records_graph,
 )
 from tinygrad_llm.autograd.views import View, family
@@ -184,7 +186,9 @@ class Tensor:
             raise InferenceError("requires_grad: got an inference tensor, expected an ordinary one; make a clone() of it")
         if self._node is not None and not requires_grad:
             raise AutogradError("requires_grad: got False for the result of an op, expected a leaf; use detach()")
-        self._requires_grad = requires_grad
+        if self._requires_grad is not requires_grad:
+            self._requires_grad = requires_grad
+            changes.count += 1
         return self
 
     def is_inference(self) -> bool:
@@ -205,10 +209,12 @@ class Tensor:
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
+        meet(self)
         self._grad = check_gradient(self, value)
 
     @grad.deleter
     def grad(self) -> None:
+        meet(self)
         self._grad = None
 
     # Its values ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,10 +19,11 @@ def flatten(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     if build is None:
         return [tree], lambda leaves: leaves[0]
     parts = [flatten(child) for child in children]
+    sizes = [(len(own), part) for own, part in parts]  # and not the leaves: who keeps rebuild keeps none of them alive
 
     def rebuild(leaves: list[Any]) -> Any:
         rest = iter(leaves)
-        return build([part([next(rest) for _ in own]) for own, part in parts])
+        return build([part([next(rest) for _ in range(size)]) for size, part in sizes])
 
     return [leaf for own, _ in parts for leaf in own], rebuild
 
@@ -43,13 +45,27 @@ def same_leaves(who: str, tree: Any, like: Any) -> list[Any]:
 
 def open_tree(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any] | None]:
     """(children, build): build(new children) gives a tuple, list or dict of the same form; None for a leaf, which has none."""
+    kind = type(tree)
     if isinstance(tree, dict):
-        return list(tree.values()), lambda values: type(tree)(zip(tree, values))
+        return list(tree.values()), _like_dict(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return list(tree), lambda values: type(tree)(*values)
+        return list(tree), lambda values: kind(*values)
     if isinstance(tree, tuple | list):
-        return list(tree), type(tree)
+        return list(tree), kind
     return [], None
+
+
+def _like_dict(tree: dict[Any, Any]) -> Callable[[list[Any]], Any]:
+    """Makes a dict of the same class with the same keys: a Counter counts nothing, a defaultdict keeps its default."""
+    keys, empty = list(tree), copy.copy(tree)
+    empty.clear()
+
+    def build(values: list[Any]) -> Any:
+        made = copy.copy(empty)
+        dict.update(made, zip(keys, values))
+        return made
+
+    return build
 
 
 def _form(tree: Any) -> Any:

@@ -105,6 +105,16 @@ class Vmapping:
     def check_write(self, name: str, array: Any) -> None:
         """Any tensor may be written to; batching.check_level looks at what is written."""
 
+    def meet(self, leaf: Tensor) -> None:
+        """As outside: see modes.meet."""
+        if self.outer is not None:
+            self.outer.meet(leaf)
+
+    def check_effect(self, name: str) -> None:
+        """As outside: see modes.check_effect."""
+        if self.outer is not None:
+            self.outer.check_effect(name)
+
     def check_read(self, name: str) -> None:
         """Values may be read of what is not batched; a Batched array refuses by itself."""
 

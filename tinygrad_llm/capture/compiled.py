@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import os
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,23 +16,33 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
+from tinygrad_llm.autograd.checkpointing import Segment
+from tinygrad_llm.autograd.graph import Node
 from tinygrad_llm.autograd.modes import active_recorder, is_anomaly_enabled, recording, records_graph
 from tinygrad_llm.autograd.trees import flatten
 from tinygrad_llm.capture.ir import CaptureError
+from tinygrad_llm.capture.listing import first_difference
 from tinygrad_llm.capture.passes import DEFAULT, Pass, optimize
 from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.record import Recorder, Traced
 from tinygrad_llm.capture.replay import Replay
+from tinygrad_llm.capture.surroundings import Effect, Surroundings
+from tinygrad_llm.ops import Op
 
 PROGRAMS = 8
 """How many programs a compiled function keeps: one for each layout of its arguments, the oldest unused is dropped."""
 
+FREE, CALLS, ASKED = 4, 100, 256
+"""How many recordings a compiled function may make at once; one more in how many calls, of a layout among the last ASKED that
+came without a program. A recording takes as long as 6 to 30 calls."""
+
 
 @dataclass(frozen=True)
 class Output:
-    """The place of an output in the result of a function."""
+    """The place of an output in the result of a function; whether it is a number, as NumPy's sums are."""
 
     number: int
+    is_scalar: bool = False
 
 
 @dataclass
@@ -38,49 +51,80 @@ class Recording:
 
     inputs    the numbers of the arguments that are the program's first inputs
     earlier   tensors, and arguments by their numbers, whose `.grad` of before the call are the others
-    results   for each leaf of the function's result: its output, or the leaf itself; and whether it was a tensor
+    results   for each leaf of the function's result: its output, or the leaf itself; and what it was: an "array", a "tensor",
+              or one with a "graph"
     rebuild   makes the result of its leaves
     leaves    tensors whose `.grad` the function left, with the number of the output that it is
     arguments the same for tensors among the arguments, by their numbers
     cleared   tensors, and arguments by their numbers, that it left without `.grad`
     seen      all that it met, if they want a gradient
+    graph     of results that require grad: the leaves that they lead to besides arguments; True where backward has used it up
+    drawn     the generators that it draws from
+    around    what it must find around it
     """
 
     program: Program
     inputs: list[int]
     earlier: list[int | Tensor]
-    results: list[tuple[Any, bool]]
+    results: list[tuple[Any, str]]
     rebuild: Callable[[list[Any]], Any]
     leaves: list[tuple[Tensor, int]]
     arguments: list[tuple[int, int]]
     cleared: list[int | Tensor]
     seen: list[int | Tensor]
+    around: Surroundings
+    graph: list[Tensor] | bool
+    drawn: list[np.random.Generator]
 
 
-def record(function: Callable[..., Any], args: Sequence[Any], root: Any = None) -> Recording:
+def record(
+    function: Callable[..., Any], args: Sequence[Any], root: Any = None, roots: Sequence[Any] = (), lines: bool = False
+) -> Recording:
     """Run a function once on arrays without values. args are arrays and tensors, whatever else is a constant.
 
-    Calls carry the names of the modules below `root` that they come from.
+    Calls carry the names of the modules below `root` that they come from; roots are what the function reads, if a frame of
+    this library stands before it.
 
-    Errors: CaptureError where it asks for a value, or does what leaves no trace.
+    Errors: CaptureError where it asks for a value, or does what leaves no trace; Effect where it changes something, which is
+    undone.
     """
-    recorder = Recorder(root)
+    recorder, around = Recorder(root, lines), Surroundings()
+    for one in (function, *roots):
+        around.visit("the function", one)
+    try:
+        found = _recorded(recorder, around, function, args)
+        around.forget()
+        _check_left(recorder)
+        around.settle()
+    except BaseException:
+        around.restore()
+        raise
+    return found
+
+
+def _recorded(recorder: Recorder, around: Surroundings, function: Callable[..., Any], args: Sequence[Any]) -> Recording:
     given = _Arguments(recorder, args)
     try:
-        with recording(recorder):
+        with recording(recorder), around.watching():
             leaves, rebuild = flatten(function(*given.shown))
+        if recorder.refused is not None:
+            raise recorder.refused
         given.check()
         gradients: list[Tensor | None] = [t.grad for t, _ in recorder.leaves.values()]
     finally:
         for tensor, before in recorder.leaves.values():
             tensor.grad = before
+    around.look_at(recorder.tensors.values())
+    graph = _graph_of(leaves)
     seen = [(given.number(t), g) for (t, _), g in zip(recorder.leaves.values(), gradients)]
     left = [(own, recorder.lift(g._array)) for own, g in seen if g is not None]  # of a plain sum, it is a constant
     outputs: list[Any] = [a for _, a in left]
-    results: list[tuple[Any, bool]] = []
+    results: list[tuple[Any, str]] = []
     for leaf in leaves:
         array = _array_of(leaf)
-        results.append((Output(len(outputs)) if isinstance(array, Traced) else leaf, isinstance(leaf, Tensor)))
+        traced = isinstance(array, Traced)
+        kind = "array" if not isinstance(leaf, Tensor) else "graph" if leaf._requires_grad else "tensor"
+        results.append((Output(len(outputs), array.number) if traced else leaf, kind))
         outputs += [array] if isinstance(array, Traced) else []
     earlier = [(given.number(t), x) for t, x in recorder.earlier]
     program = recorder.finish([*given.traced.values(), *[x for _, x in earlier]], outputs)
@@ -88,7 +132,40 @@ def record(function: Callable[..., Any], args: Sequence[Any], root: Any = None) 
         program, list(given.traced), [own for own, _ in earlier], results, rebuild,
         [(t, i) for i, (t, _) in enumerate(left) if isinstance(t, Tensor)],
         [(n, i) for i, (n, _) in enumerate(left) if isinstance(n, int)],
-        [own for own, after in seen if after is None], [own for own, _ in seen])
+        [own for own, after in seen if after is None], [own for own, _ in seen], around,
+        [t for t in graph if isinstance(given.number(t), Tensor)] if isinstance(graph, list) else graph,
+        _generators_of(recorder.calls))
+
+
+def _graph_of(results: Sequence[Any]) -> list[Tensor] | bool:
+    """The leaves that results which require grad lead to; True where backward has let go of their graph; False without any."""
+    stack = [t._node or t for t in results if isinstance(t, Tensor) and t._requires_grad and isinstance(t._array, Traced)]
+    if not stack:
+        return False
+    seen, leaves = {id(place) for place in stack}, []
+    while stack:
+        place = stack.pop()
+        if isinstance(place, Tensor):
+            leaves.append(place)
+            continue
+        if place.vjp is None:
+            return True
+        new = {id(p): p for p in place.parents if p is not None and id(p) not in seen}
+        seen |= new.keys()
+        stack += new.values()
+    return leaves
+
+
+def _generators_of(calls: Sequence[Any]) -> list[np.random.Generator]:
+    found = [a for call in calls for a in (*call.args, *call.options.values()) if isinstance(a, np.random.Generator)]
+    return list({id(g): g for g in found}.values())
+
+
+def _check_left(recorder: Recorder) -> None:
+    """Effect where an array of the recording is still somewhere: in an attribute, a list, a result of another kind."""
+    if left := recorder.left():
+        raise Effect(f"an array {left[0].shape} of {left[0].dtype} is kept after the call, expected it among the results: "
+                     "lists, dictionaries and tuples of arrays and tensors")
 
 
 class _Arguments:
@@ -109,6 +186,8 @@ class _Arguments:
         """CaptureError where the function got a tensor with a gradient in two ways."""
         if any(isinstance(a, Tensor) and id(a) in self.recorder.leaves for a in self.args):
             raise CaptureError("arguments: got a tensor that the function reads by itself as well, expected one or the other")
+        if any(isinstance(a, Tensor) and not a.is_leaf and self._tensors[id(a)].grad is not None for a in self.args):
+            raise CaptureError("arguments: got a backward() through one with a graph of its own, expected a leaf")
 
     def _show(self, i: int, a: Any) -> Any:
         if isinstance(a, Tensor):
@@ -121,12 +200,23 @@ class _Arguments:
         return a
 
     def _tensor(self, i: int, a: Tensor) -> Tensor:
-        if a.requires_grad and not a.is_leaf and records_graph():
-            raise CaptureError("arguments: got a tensor with a graph of its own, expected a leaf or a detached tensor")
         self.traced[i] = self.recorder.trace(a._array)
         shown: Tensor = Tensor.from_array(self.traced[i])  # type: ignore[arg-type]
         shown.grad = a.grad if a.is_leaf else None
         return shown.requires_grad_(a.requires_grad)
+
+
+class CaptureMismatch(AssertionError):
+    """A replay gave something else than the function as it is: a fault of this library's, or a line that the contract lacks."""
+
+
+@dataclass
+class _Program:
+    """A recording, ready to run, and which gradients there must be."""
+
+    recording: Recording
+    replay: Replay
+    state: Any
 
 
 class Compiled:
@@ -135,51 +225,142 @@ class Compiled:
     reason    why it runs without capture, if it does
     """
 
-    def __init__(self, function: Callable[..., Any], passes: Sequence[Pass] = DEFAULT, programs: int = PROGRAMS) -> None:
+    def __init__(
+        self, function: Callable[..., Any], passes: Sequence[Pass] = DEFAULT, programs: int = PROGRAMS, check: int | str = 0
+    ) -> None:
+        if check != "always" and (not isinstance(check, int) or check < 0):
+            raise ValueError(f"compile: check: got {check!r}, expected 'always' or a number of calls")
         self.function, self.passes, self.limit = function, tuple(passes), programs
+        self.check = 1 if check == "always" or os.environ.get("TINYGRAD_LLM_CAPTURE") == "check" else int(check)
         self.reason: str | None = None
-        self._ready: OrderedDict[Any, dict[Any, tuple[Recording, Replay]]] = OrderedDict()
+        self._told = False
+        self._effects: list[Any] = []
+        self._methods: dict[int, Compiled] = {}
+        self.recorded = self.replayed = self.calls = 0
+        self._asked: list[Any] = []
+        self._ready: OrderedDict[Any, list[_Program]] = OrderedDict()
+        self._news: list[str] = []
         self._lock = threading.RLock()
         functools.update_wrapper(self, function, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """The function's result. Tensors in it are detached."""
-        if self.reason is not None or active_recorder() is not None or is_anomaly_enabled():
+        """The function's result."""
+        if self.reason is not None or active_recorder() is not None or is_anomaly_enabled() or _raises():
             return self.function(*args, **kwargs)
         with self._lock:
             leaves, rebuild = flatten((args, kwargs))
+            self.calls += 1
+            refused: Exception | None = None
             try:
-                recording, replay = self._prepared(leaves, rebuild)
+                key = _key(leaves, rebuild)
+                program = self._prepared(key, leaves, rebuild)
             except Exception as error:  # the function's own, if it raises one without capture as well
                 refused = error
             else:
-                return self._run(recording, replay, leaves)
+                if program is not None:
+                    self.replayed += 1
+                    run = self._run if not self.check or self.replayed % self.check else self._checked
+                    return run(program, leaves, rebuild)
         result = self.function(*args, **kwargs)
-        self.reason = str(refused) if isinstance(refused, CaptureError) else f"{type(refused).__name__}: {refused}"
-        warnings.warn(f"{_name(self.function)} runs without capture: {self.reason}", RuntimeWarning, stacklevel=2)
+        if isinstance(refused, Effect) and key not in self._effects:
+            self._effects = [key, *self._effects][:ASKED]  # what it did is done now, perhaps for good: a table that it keeps
+        elif refused is not None:
+            self.reason = str(refused) if isinstance(refused, CaptureError) else f"{type(refused).__name__}: {refused}"
+            warnings.warn(f"{_name(self.function)} runs without capture: {self.reason}", RuntimeWarning, stacklevel=2)
         return result
+
+    def __get__(self, owner: Any, kind: Any = None) -> Any:
+        """As a method: each object has programs of its own."""
+        if owner is None:
+            return self
+        key = id(owner)
+        if key not in self._methods:
+            self._methods[key] = Compiled(_Method(self.function, owner), self.passes, self.limit, self.check)
+            weakref.finalize(owner, self._methods.pop, key, None)
+        return self._methods[key]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Compiled, (self.function, self.passes, self.limit, self.check)
+
+    def _roots(self) -> list[Any]:
+        """What the function begins from."""
+        own = self.function
+        return [own.function, own.owner()] if isinstance(own, _Method) else [own]
 
     def program(self, *args: Any, **kwargs: Any) -> Program:
         """The optimized program for arguments of this layout: print it. Errors: CaptureError."""
-        return self._prepared(*flatten((args, kwargs)))[1].program
+        leaves, rebuild = flatten((args, kwargs))
+        found = self._prepared(_key(leaves, rebuild), leaves, rebuild, always=True)
+        assert found is not None
+        return found.replay.program
 
-    def _prepared(self, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> tuple[Recording, Replay]:
-        key = _key(leaves, rebuild)
-        known = self._ready.get(key, {})  # by what gradients there are: all of them have seen the same tensors
-        state = next((_gradients(recording.seen, leaves) for recording, _ in known.values()), None)
-        if state not in known:
-            recording = record(lambda *flat: _called(self.function, rebuild(list(flat))), leaves)
-            fits = len(known) < self.limit and all(_are_same(r.seen, recording.seen) for r, _ in known.values())
-            known = self._ready[key] = known if fits else {}
-            state = _gradients(recording.seen, leaves) if state is None else state
-            known[state] = recording, Replay(optimize(recording.program, self.passes))
+    def _prepared(
+        self, key: Any, leaves: list[Any], rebuild: Callable[[list[Any]], Any], always: bool = False
+    ) -> _Program | None:
+        """The program for these arguments and for what is around the function now; None where it is not worth recording one."""
+        known, news = self._ready.get(key, []), "arguments of another kind"
+        for program in known:
+            if program.state == _gradients(program.recording.seen, leaves):
+                why = program.recording.around.changed()
+                if why is None:
+                    self._ready.move_to_end(key)
+                    return program
+                news = why
+        if not (always or self._is_worth_it(key, news)):
+            return None
+        self.recorded += 1
+        recording = record(lambda *flat: _called(self.function, rebuild(list(flat))), leaves, roots=self._roots())
+        program = _Program(recording, Replay(optimize(recording.program, self.passes)), _gradients(recording.seen, leaves))
+        self._ready[key] = [program, *known][: self.limit]
         self._ready.move_to_end(key)
         if len(self._ready) > self.limit:
             self._ready.popitem(last=False)
-        return known[state]
+        return program
 
-    def _run(self, recording: Recording, replay: Replay, leaves: list[Any]) -> Any:
-        given = [*[leaves[n] for n in recording.inputs], *[t.grad for t in _tensors(recording.earlier, leaves)]]
+    def _is_worth_it(self, key: Any, news: str) -> bool:
+        """Whether to record once more: the first few times, and then one call in many, of what has been seen before."""
+        if self.recorded < FREE:
+            return True
+        before, self._asked = key in self._asked, [key, *self._asked][:ASKED]
+        if before and self.recorded * CALLS <= self.calls:
+            return True
+        self._news = [*self._news, news][-3:]
+        if self.calls > 2 * FREE and 2 * self.recorded > self.replayed and not self._told:
+            self._told = True
+            counts = f"{self.recorded} times in {self.calls} calls"
+            warnings.warn(f"{_name(self.function)} was recorded more often than replayed, {counts}, and runs without capture "
+                          f"for now; what was new: {'; '.join(self._news)}", RuntimeWarning, stacklevel=4)
+        return False
+
+    def _checked(self, program: _Program, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Any:
+        """The result, after the function as it is has given the same bits. Errors: CaptureMismatch."""
+        recording = program.recording
+        tensors, drawn = _tensors(recording.seen, leaves), [g.bit_generator for g in recording.drawn]
+        before, states = [_copied(t._grad) for t in tensors], [bits.state for bits in drawn]
+        replayed = [_copied(a) for a in flatten(self._run(program, leaves, rebuild))[0]] + [_copied(t._grad) for t in tensors]
+        for t, gradient in zip(tensors, before):
+            t._grad = gradient
+        for bits, state in zip(drawn, states):
+            bits.state = state
+        args, kwargs = rebuild(leaves)
+        result = self.function(*args, **kwargs)
+        expected = flatten(result)[0] + [t._grad for t in tensors]
+        if len(replayed) != len(expected) or not all(map(_are_bits, replayed, expected)):
+            wrong = next((i for i, pair in enumerate(zip(replayed, expected)) if not _are_bits(*pair)), -1)
+            again = record(lambda *flat: _called(self.function, rebuild(list(flat))), leaves, roots=self._roots(), lines=True)
+            results = len(expected) - len(tensors)
+            what = f"result {wrong}" if wrong < results else f"gradient {wrong - results}"
+            raise CaptureMismatch(f"{_name(self.function)}: {what} of a replay is not that of the function: "
+                                  f"{first_difference(recording.program, again.program)}")
+        return result
+
+    def _run(self, program: _Program, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Any:
+        recording, replay = program.recording, program.replay
+        segment = None
+        if isinstance(recording.graph, list):
+            kept = _Kept(_tensors(recording.seen, leaves))
+            segment = Segment(self.function, leaves, rebuild, recording.drawn, False, kept)
+        given = [*[leaves[n] for n in recording.inputs], *[t._grad for t in _tensors(recording.earlier, leaves)]]
         for place, a in zip(replay.inputs, given):
             np.copyto(place, _array_of(a))
         replay.run()
@@ -188,7 +369,21 @@ class Compiled:
             tensor.grad = Tensor.from_array(arrays[i])
         for tensor in _tensors(recording.cleared, leaves):
             tensor.grad = None
-        return recording.rebuild([_shown(place, tensor, arrays) for place, tensor in recording.results])
+        results = [_shown(place, kind, arrays) for place, kind in recording.results]
+        if recording.graph is not False:
+            self._lead(recording, segment, results)
+        return recording.rebuild(results)
+
+    def _lead(self, recording: Recording, segment: Segment | None, results: list[Any]) -> None:
+        """Results with a graph get one: backward runs the function as it is. With a graph that is used up, one that says so."""
+        made = [t for t, (place, kind) in zip(results, recording.results) if kind == "graph" and isinstance(place, Output)]
+        if segment is not None:
+            places: list[Any] = recording.graph  # type: ignore[assignment]
+            segment.given += [(p._counter, p._counter.count) for p in places]
+            segment.lead("compiled", made, places)
+            return
+        for t in made:
+            t._node, t._requires_grad = _spent(t, [x for x in recording.seen if isinstance(x, Tensor)]), True
 
 
 def compile(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -197,21 +392,118 @@ def compile(function: Callable[..., Any] | None = None, **options: Any) -> Any:
         step = compile(loss_and_gradients)      step(ids, targets)
 
     The first call for each layout (shapes, strides, dtypes) of the arguments records the program, later ones replay it.
-    Weights and other tensors that the function reads are read at each call; Python numbers, and what it computes without
-    arguments and tensors, are constants. Gradients that it leaves in `.grad` are left there. It must return its results, and
-    not depend on values: where it does, a RuntimeWarning says why, and it runs as it is. Tensors that it returns are detached,
-    and share no memory with its arguments.
+    Tensors that the function reads are read at each call; where anything else that its names lead to has changed (a number, an
+    attribute, a mode, an array outside) it is recorded anew. Gradients that it leaves in `.grad` are left there. It must return
+    its results, and not depend on values: where it does, a RuntimeWarning says why, and it runs as it is. What it returns
+    shares no memory with its arguments. A module gives a module. docs/capture.md has the contract.
 
+    check       "always", or after how many calls one is checked: the function is run as it is as well, and where the bits are
+                not the same, a CaptureMismatch names the first call that differs. TINYGRAD_LLM_CAPTURE=check checks all
     passes      which passes improve the program, tinygrad_llm.capture.passes.DEFAULT
     programs    how many layouts are kept, the oldest unused is dropped
     """
-    return (lambda f: Compiled(f, **options)) if function is None else Compiled(function, **options)
+    if function is None:
+        return lambda f: compile(f, **options)
+    compiled = Compiled(function, **options)
+    return _as_module(compiled, function) if hasattr(function, "named_modules") else compiled
 
 
-def _shown(place: Any, tensor: bool, arrays: list[np.ndarray]) -> Any:
+class CompiledModule:
+    """Before a module's class: a module whose call replays, and whose parameters, modes and attributes are the module's own."""
+
+    __slots__ = ("compiled",)
+
+    compiled: Compiled
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.compiled(*args, **kwargs)
+
+    def program(self, *args: Any, **kwargs: Any) -> Program:
+        """See Compiled.program."""
+        return self.compiled.program(*args, **kwargs)
+
+    @property
+    def reason(self) -> str | None:
+        """Why it runs without capture, if it does."""
+        return self.compiled.reason
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return compile(copy.deepcopy(self.compiled.function, memo))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return compile, (self.compiled.function,)
+
+
+def _as_module(compiled: Compiled, module: Any) -> Any:
+    kind = type(module)
+    made: Any = object.__new__(type(kind.__name__, (CompiledModule, kind), {"__slots__": (), "__module__": kind.__module__}))
+    object.__setattr__(made, "__dict__", vars(module))
+    object.__setattr__(made, "compiled", compiled)
+    return made
+
+
+class _Method:
+    """A method of an object that it does not keep alive."""
+
+    def __init__(self, function: Callable[..., Any], owner: Any) -> None:
+        self.function, self.owner = function, weakref.ref(owner)
+        functools.update_wrapper(self, function, updated=())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self.owner(), *args, **kwargs)
+
+
+class _Kept:
+    """A block that leaves the `.grad` of tensors as it was: for a function that runs once more, with a backward inside."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        self.tensors = tensors
+
+    def __enter__(self) -> None:
+        self.before = [t._grad for t in self.tensors]
+        for t in self.tensors:
+            t._grad = None
+
+    def __exit__(self, *exception: Any) -> None:
+        for t, gradient in zip(self.tensors, self.before):
+            t._grad = gradient
+
+
+_SPENT = Op("compiled", lambda x: (x, lambda g: (g,)), (), {}, "", variadic=True)
+
+
+def _spent(result: Tensor, parents: Sequence[Tensor]) -> Node:
+    """The node of a result whose graph was used up by a backward inside of the function."""
+    node = Node(_SPENT, lambda g: (g,), tuple(parents), {}, result)
+    node.vjp = None
+    return node
+
+
+def _shown(place: Any, kind: str, arrays: list[np.ndarray]) -> Any:
     if not isinstance(place, Output):
-        return place
-    return Tensor.from_array(arrays[place.number]) if tensor else arrays[place.number]
+        return place.copy() if isinstance(place, np.ndarray) else place
+    array = arrays[place.number]
+    return Tensor.from_array(array) if kind != "array" else array[()] if place.is_scalar else array
+
+
+def _copied(a: Any) -> Any:
+    if isinstance(a, Tensor):
+        return a.wrap(a._array.copy("K"))
+    return a.copy("K") if isinstance(a, np.ndarray) else a
+
+
+def _are_bits(a: Any, b: Any) -> bool:
+    """Whether two results are the same: of arrays and tensors all bits, but for those of a nan."""
+    if isinstance(a, Tensor | np.ndarray) and isinstance(b, Tensor | np.ndarray):
+        a, b = _array_of(a), _array_of(b)
+        same = a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
+        return bool(same and (a.dtype.kind != "f" or np.array_equal(np.signbit(a[a == a]), np.signbit(b[b == b]))))
+    return bool(a is b or (type(a) is type(b) and repr(a) == repr(b)) or not isinstance(a, np.generic | int | float | str))
+
+
+def _raises() -> bool:
+    """Whether NumPy's errors are to be heard of: a program is silent."""
+    return not {"raise", "call", "log", "print"}.isdisjoint(np.geterr().values())
 
 
 def _array_of(a: Any) -> Any:
@@ -219,7 +511,13 @@ def _array_of(a: Any) -> Any:
 
 
 def _called(function: Callable[..., Any], arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
-    return function(*arguments[0], **arguments[1])
+    """The function's result. Errors: Effect where it put something into its arguments."""
+    before = flatten(arguments)[0]
+    result = function(*arguments[0], **arguments[1])
+    after = flatten(arguments)[0]
+    if len(after) != len(before) or any(a is not b for a, b in zip(after, before)):
+        raise Effect("arguments: got a list or dictionary that the function changes, expected it to return its results")
+    return result
 
 
 def _key(leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Any:
@@ -244,7 +542,7 @@ def _are_same(a: Sequence[Any], b: Sequence[Any]) -> bool:
 
 def _gradients(seen: list[int | Tensor], leaves: list[Any]) -> Any:
     """Which of the tensors that a program knows have a `.grad` already, and in which layout."""
-    return tuple([None if t.grad is None else _layout(t.grad) for t in _tensors(seen, leaves)])
+    return tuple([None if t._grad is None else _layout(t._grad) for t in _tensors(seen, leaves)])
 
 
 def _tensors(some: Sequence[int | Tensor], leaves: list[Any]) -> list[Tensor]:

@@ -16,9 +16,20 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm.autograd.modes import active_recorder
+
 
 class CaptureError(RuntimeError):
-    """What was to be recorded cannot be: it depends on values, or NumPy was called in a way that leaves no trace."""
+    """What was to be recorded cannot be: it depends on values, or NumPy was called in a way that leaves no trace.
+
+    The recorder remembers the first, so that a function that goes on after it is refused all the same.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        recorder = active_recorder()
+        if recorder is not None and getattr(recorder, "refused", self) is None:
+            recorder.refused = self
 
 
 _NUMBERS = itertools.count()
@@ -116,7 +127,7 @@ class Call:
               "opaque", "apart" (opaque, but each matrix of the last two axes by itself), "check" (no result)
     args      views, and whatever else the function takes by position
     out       where the result goes; of a write in place, it is among the arguments too
-    op, layer where it comes from
+    op, layer, line   where it comes from
     """
 
     function: Callable[..., Any]
@@ -126,6 +137,7 @@ class Call:
     options: dict[str, Any] = field(default_factory=dict)
     op: str = ""
     layer: str = ""
+    line: str = ""
 
     @property
     def reads(self) -> list[View]:

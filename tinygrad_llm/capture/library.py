@@ -25,6 +25,8 @@ NAMES = """
 """
 FUNCTIONS = {getattr(np, name) for name in NAMES.split()} | {
     np.linalg.norm, np.linalg.vector_norm, np.linalg.matrix_norm, np.linalg.multi_dot}
+_SIZED = {np.repeat, np.tile, np.pad}
+"""Functions whose further arguments decide the size of the result."""
 
 
 class Other:
@@ -33,11 +35,12 @@ class Other:
     writes    whether it takes `out`
     """
 
-    def __init__(self, function: Callable[..., Any], args: Any, kwargs: Any, writes: bool = False) -> None:
+    def __init__(
+        self, function: Callable[..., Any], args: Any, kwargs: Any, parts: list[Any], writes: bool = False
+    ) -> None:
         self.function, self.writes, self.__name__ = function, writes, function.__name__
         leaves, self.rebuild = flatten((args, kwargs))
-        self.parts: list[Any] = []
-        self.leaves = [_hole(a, self.parts) for a in leaves]
+        self.leaves = [_hole(a, parts) for a in leaves]
 
     def __call__(self, *parts: Any, out: Any = None) -> Any:
         args, kwargs = self.rebuild([parts[a.number] if isinstance(a, Hole) else a for a in self.leaves])
@@ -53,11 +56,14 @@ def record_other(recorder: Recorder, function: Callable[..., Any], args: Any, kw
     """A call of any function, which must give one new array."""
     if kwargs.get("out") is not None:
         raise CaptureError(f"{function.__name__}: got out, expected none while recording")
-    other = Other(function, args, kwargs)
-    like = other(*[stand_in(p) for p in other.parts])
+    parts: list[Any] = []
+    other = Other(function, args, kwargs, parts)
+    if function in _SIZED and any(hasattr(a, "shadow") for a in flatten((args[1:], kwargs))[0]):
+        raise CaptureError(f"{function.__name__}: got a traced array that says how large the result is, expected numbers")
+    like = other(*[stand_in(p) for p in parts])
     if not isinstance(like, np.ndarray | np.generic):
         raise CaptureError(f"{function.__name__}: got a call that gives {type(like).__name__}, expected one array")
-    result = recorder.call(other, "opaque", tuple(other.parts), np.empty_like(like))
+    result = recorder.call(other, "opaque", tuple(parts), np.empty_like(like))
     result.number = isinstance(like, np.generic)
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -111,3 +112,28 @@ def _of_all_turns(program: Program) -> Iterator[Call]:
                 yield dataclasses.replace(call, args=args, out=whole(call.out, item.rows))
         else:
             yield item
+
+
+def first_difference(program: Any, again: Any) -> str:
+    """Where two recordings of one function part, in words; where they do not, a pass or a replay is to blame."""
+    numbers: tuple[dict[Any, int], dict[Any, int]] = {}, {}
+    before, now = list(program.flat()), list(again.flat())
+    for old, new in zip(before, now):
+        if (was := _outline(old, numbers[0])) != (is_now := _outline(new, numbers[1])):
+            where = f" of {new.op}" * bool(new.op) + f" at {new.line}" * bool(new.line)
+            return f"the first call that differs is {new.name}{where}, recorded as {was}, and now {is_now}"
+    if len(before) != len(now):
+        return f"it was recorded as {len(before)} calls, and makes {len(now)} now"
+    return "its calls are the same as when it was recorded; a pass or the replay changed their bits"
+
+
+def _outline(call: Any, numbers: dict[Any, int]) -> tuple[Any, ...]:
+    """A call without what is another one in each recording: buffers by the order in which they come."""
+    def shown(a: Any) -> Any:
+        if not isinstance(a, View):
+            return f"{type(a).__name__} {a!r}"[:80]
+        number = numbers.setdefault(a.buffer, len(numbers))
+        content = a.buffer.array.tobytes() if a.buffer.array is not None and a.buffer.nbytes < 4096 else b""
+        return number, a.offset, a.shape, a.strides, str(a.dtype), zlib.crc32(content)
+
+    return call.name, *map(shown, call.args), shown(call.out), tuple([(k, shown(v)) for k, v in sorted(call.options.items())])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 
 from tinygrad_llm.autograd.trees import flatten
 from tinygrad_llm.capture import kernels, library
@@ -120,7 +121,7 @@ def _reduce(
 ) -> Any:
     if where is not True or out is not None:
         raise CaptureError(f"{ufunc.__name__}.reduce: got where or out, expected neither while recording")
-    dims = tuple(range(x.ndim)) if axis is None else tuple(a % x.ndim for a in (axis if isinstance(axis, tuple) else (axis,)))
+    dims = tuple(range(x.ndim)) if axis is None else normalize_axis_tuple(axis, x.ndim)
     result = _reduced_dtype(ufunc, x.dtype, dtype)
     options = {"axis": dims, "keepdims": bool(keepdims)} | ({} if initial in (None, np._NoValue) else {"initial": initial})
     if dtype is not None:
@@ -407,8 +408,9 @@ def record_opaque(recorder: Recorder, function: Any, like: Any, args: Any, optio
     """A function that is not looked into; see tinygrad_llm.ops.opaque."""
     layout = None if like is None else np.empty(*like(*args, **options))
     if any(hasattr(a, "shadow") for a in flatten(([a for a in args if not hasattr(a, "shadow")], options))[0]):
-        function = library.Other(function, args, options, writes=like is not None)
-        args, options = tuple(function.parts), {}
+        parts: list[Any] = []
+        function = library.Other(function, args, options, parts, writes=like is not None)
+        args, options = tuple(parts), {}
     kind = "check" if layout is None else "apart" if apart else "opaque"
     return recorder.call(function, kind, args, layout, options)
 

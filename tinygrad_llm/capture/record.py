@@ -8,25 +8,34 @@ the program.
 
 from __future__ import annotations
 
+import functools
+import gc
+import os
+import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
+from tinygrad_llm.autograd.modes import calling_line, records_graph
 from tinygrad_llm.capture import numpy_calls
 from tinygrad_llm.capture.ir import Buffer, Call, CaptureError, View
 from tinygrad_llm.capture.program import Program
+
+_LIBRARY = os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + os.sep
 
 
 class Recorder:
     """Collects calls. `trace` makes an input; `lift` shows an array that exists, whose values may change between runs.
 
-    Calls carry the names of the modules below `root` that make them.
+    Calls carry the names of the modules below `root` that make them, and with `lines` the line that called for them.
     """
 
-    def __init__(self, root: Any = None) -> None:
+    def __init__(self, root: Any = None, lines: bool = False) -> None:
+        self._lines = lines
         self.calls: list[Call] = []
         self.op = self.layer = ""
         self.leaves: dict[int, tuple[Tensor, Tensor | None]] = {}  # with the gradient that each had before
@@ -34,6 +43,21 @@ class Recorder:
         self._names: dict[int, str] = {} if root is None else {id(m): name for name, m in root.named_modules()}
         self.owners: dict[Buffer, Traced] = {}
         self._externs: dict[int, tuple[Buffer, Any]] = {}
+        self.refused: CaptureError | None = None
+        self.tensors: dict[int, Tensor] = {}  # all that it read
+        self._errors = np.geterr()
+        self._made: list[weakref.ref[Traced]] = []
+
+    def left(self) -> list[Traced]:
+        """The arrays that somebody still has, when the recorder has let go of its own."""
+        self.owners.clear()
+        self.leaves.clear()
+        self.earlier.clear()
+        for generation in range(3):
+            if not any(ref() is not None for ref in self._made):
+                break
+            gc.collect(generation)
+        return [array for ref in self._made if (array := ref()) is not None]
 
     # Arrays ----------------------------------------------------------------------------------------------------------
 
@@ -43,8 +67,17 @@ class Recorder:
         return self.owners.setdefault(array.buffer, array)
 
     def trace(self, like: np.ndarray) -> Traced:
-        """An input with the layout of `like`."""
-        return self.new(np.empty_like(like), "input")
+        """An input with the layout of `like`, and its gaps."""
+        plain = np.empty_like(like)
+        if plain.strides == like.strides or not like.size:
+            return self.new(plain, "input")
+        low, high = View(Buffer(0), 0, like.shape, like.strides, like.dtype).span()
+        memory = np.empty(high - low, np.uint8)
+        return self._shown(memory, np.ndarray(like.shape, like.dtype, memory, -low, like.strides), "input")
+
+    def _shown(self, memory: np.ndarray, shadow: np.ndarray, kind: str) -> Traced:
+        array = Traced(self, Buffer(memory.nbytes, kind), shadow, memory)
+        return self.owners.setdefault(array.buffer, array)
 
     def lift(self, array: Any) -> Any:
         """An array that exists, read again at each run. What is traced already, or is no array, stays as it is."""
@@ -69,12 +102,15 @@ class Recorder:
         options: dict[str, Any] | None = None,
     ) -> Any:
         """Write a call down; `out` is a Traced array, a shadow of the layout of a new one, or None. Returns the result."""
+        if np.geterr() != self._errors and "raise" in np.geterr().values():
+            raise CaptureError(f"errstate: got one that raises around {getattr(function, '__name__', function)}, expected none")
         if isinstance(out, np.ndarray):
             out = self.new(out)
         if isinstance(out, Traced):
             _check_own(function, out)
         args = tuple([self.view(a) for a in args])
-        self.calls.append(Call(function, kind, args, self.view(out), options or {}, self.op, self.layer))
+        self.calls.append(Call(function, kind, args, self.view(out), options or {}, self.op, self.layer,
+                               calling_line() if self._lines else ""))
         return out
 
     def finish(self, inputs: list[Traced], outputs: list[Traced]) -> Program:
@@ -91,6 +127,10 @@ class Recorder:
         if isinstance(array, np.ndarray):
             raise CaptureError(f"{name}: got a write into a tensor that is not the recorded function's own, expected it to "
                                "return its results")
+
+    def check_effect(self, name: str) -> None:
+        """CaptureError for what changes something for good: it would be done once, while recording."""
+        raise CaptureError(f"{name}: got a call while a function is recorded, expected it outside of the function")
 
     def check_read(self, name: str) -> None:
         """CaptureError: values that are read while recording would be frozen into the program."""
@@ -116,12 +156,26 @@ class Recorder:
     def _lifted(self, a: Any) -> Any:
         if not isinstance(a, Tensor):
             return a
+        if not isinstance(a._array, Traced) and id(a) not in self.tensors:
+            self._check(a)
+            self.tensors[id(a)] = a
         if a.is_leaf and a.requires_grad and id(a) not in self.leaves:
             self.leaves[id(a)] = a, a.grad
             if a.grad is not None and isinstance(a.grad._array, np.ndarray):
                 self.earlier.append((a, self.trace(a.grad._array)))
                 a.grad = Tensor.from_array(self.earlier[-1][1])  # type: ignore[arg-type]
         return self.lift(a._array)
+
+    def meet(self, a: Tensor) -> None:
+        """A leaf whose `.grad` the function is about to change."""
+        if a.is_leaf and a.requires_grad and id(a) not in self.leaves:
+            self.leaves[id(a)] = a, a._grad
+
+    def _check(self, a: Tensor) -> None:
+        if a._node is not None and a._requires_grad and records_graph():
+            raise CaptureError(f"{a._node.op.name}: got the result of an op outside of the function, expected a leaf")
+        if a._hooks is not None and (a._hooks.calls or a._hooks.see_grad):
+            raise CaptureError("hooks: got a tensor with hooks, which are called in each backward, expected none")
 
     def _scoped(self, vjp: Callable[[Any], Any], op: str, layer: str) -> Callable[[Any], Any]:
         def scoped(g: Any) -> Any:
@@ -147,17 +201,43 @@ class Recorder:
             return module.forward(*args, **kwargs)
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _untraced(method: F) -> F:
+    """A method that runs no code of the user's: what looks for such (capture.surroundings) need not see each of its frames."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tracing = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return method(*args, **kwargs)
+        finally:
+            sys.settrace(tracing)
+
+    return call  # type: ignore[return-value]
+
+
 class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     """An array without values: ndarray's interface, as far as layout goes; every computation is recorded.
 
     number    it stands for a NumPy scalar, which nothing can write to: a sum of everything, an element
     """
 
-    __slots__ = ("buffer", "memory", "number", "recorder", "shadow")
+    __slots__ = ("__weakref__", "buffer", "memory", "number", "recorder", "shadow")
     __array_priority__ = 1000
 
     def __init__(self, recorder: Recorder, buffer: Buffer, shadow: np.ndarray, memory: np.ndarray) -> None:
         self.recorder, self.buffer, self.shadow, self.memory, self.number = recorder, buffer, shadow, memory, False
+        recorder._made.append(weakref.ref(self))
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """What isinstance() sees outside of this library: an array, or a scalar of NumPy's."""
+        if sys._getframe(1).f_code.co_filename.startswith(_LIBRARY):
+            return Traced
+        return self.dtype.type if self.number else np.ndarray
 
     shape = property(lambda self: self.shadow.shape)
     dtype = property(lambda self: self.shadow.dtype)
@@ -194,35 +274,43 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
     # Computation -----------------------------------------------------------------------------------------------------
 
+    @_untraced
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if any(isinstance(x, Tensor) for x in inputs):
             return NotImplemented  # the tensor knows what to do
         return numpy_calls.record_ufunc(self.recorder, ufunc, method, inputs, kwargs)
 
+    @_untraced
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if any(issubclass(t, Tensor) for t in types):
             return NotImplemented
         return numpy_calls.record_function(self.recorder, function, args, kwargs)
 
+    @_untraced
     def __record_call__(self, function: Any, like: Any, args: Any, options: Any, apart: bool) -> Any:
         return numpy_calls.record_opaque(self.recorder, function, like, args, options, apart)
 
+    @_untraced
     def __getitem__(self, index: Any) -> Any:
         return numpy_calls.record_getitem(self, index)
 
+    @_untraced
     def __setitem__(self, index: Any, value: Any) -> None:
         numpy_calls.record_setitem(self, index, value)
 
+    @_untraced
     def reshape(self, *shape: Any, order: str = "C") -> Traced:
         """As ndarray.reshape."""
         return numpy_calls.reshaped(self, shape[0] if len(shape) == 1 else shape, order)
 
+    @_untraced
     def astype(self, dtype: Any, *, copy: bool = True, **options: Any) -> Traced:
         """As ndarray.astype."""
         if not copy and np.dtype(dtype) == self.dtype:
             return self
         return numpy_calls.same_kind(self, numpy_calls.copied(self.recorder, self, dtype, options.get("order", "K")))
 
+    @_untraced
     def copy(self, order: str = "C") -> Traced:
         """As ndarray.copy."""
         return numpy_calls.copied(self.recorder, self, order=order)
@@ -233,10 +321,12 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             raise CaptureError(f"view: got {np.dtype(dtype)} of an array of {self.dtype}, expected a dtype of the same size")
         return self.show(self.shadow.view() if dtype is None else self.shadow.view(dtype))
 
+    @_untraced
     def transpose(self, *axes: Any) -> Traced:
         """As ndarray.transpose."""
         return self.show(self.shadow.transpose(*axes))
 
+    @_untraced
     def swapaxes(self, first: int, second: int) -> Traced:
         """As ndarray.swapaxes."""
         return self.show(self.shadow.swapaxes(first, second))
@@ -266,8 +356,14 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         raise CaptureError(f"capture: a value of an array {self.shape} was asked for, expected a function whose calls depend "
                            "on shapes alone: what is read while recording would be frozen into the program")
 
-    __array__ = __bool__ = __float__ = __int__ = __index__ = __complex__ = __contains__ = _no_value
-    item = tolist = tobytes = nonzero = _no_value
+    __array__ = __bool__ = __float__ = __int__ = __index__ = __complex__ = __contains__ = __hash__ = _no_value
+    __reduce_ex__ = __format__ = item = tolist = tobytes = nonzero = _no_value
+
+    def __copy__(self) -> Traced:
+        return self.copy("K")
+
+    def __deepcopy__(self, memo: Any) -> Traced:
+        return self.copy("K")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or not hasattr(np.ndarray, name):

@@ -56,7 +56,7 @@ def as_array_like(value: Any) -> Any:
         return value
     if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value):
         raise TypeError(f"operand: got a {type(value).__name__} of tensors, expected one tensor; stack() makes one of several")
-    return Tensor.from_array(as_array(value))
+    return Tensor.from_array(value if hasattr(value, "__record_call__") else as_array(value))
 
 
 def no_view(result: Tensor) -> Tensor:

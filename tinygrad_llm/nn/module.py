@@ -12,7 +12,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor, as_array, no_grad
 from tinygrad_llm.autograd.changes import changes
-from tinygrad_llm.autograd.modes import active_recorder
+from tinygrad_llm.autograd.modes import active_recorder, meet
 from tinygrad_llm.ops import DtypeError, ShapeError
 
 
@@ -367,6 +367,7 @@ def forget_gradients(parameters: Iterable[Tensor], set_to_none: bool) -> None:
     gradients of one call added to those of the one before.
     """
     for p in parameters:
+        meet(p)
         g = p._grad
         p._grad = None if set_to_none or g is None else (g if g.is_leaf else g.detach_()).requires_grad_(False).zero_()
 

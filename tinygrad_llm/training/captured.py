@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -15,17 +14,17 @@ import numpy as np
 from tinygrad_llm.allocator import give_back_freed
 from tinygrad_llm.autograd.modes import is_anomaly_enabled, is_grad_enabled
 from tinygrad_llm.capture import CaptureError
-from tinygrad_llm.capture.compiled import Recording, record
+from tinygrad_llm.capture.compiled import CALLS, FREE, Recording, record
 from tinygrad_llm.capture.passes import EXACT, FAST, Pass, optimize, plan_memory
 from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.replay import Replay
+from tinygrad_llm.capture.surroundings import Effect
 from tinygrad_llm.nn import Parameter
 from tinygrad_llm.training.shards import EagerGradients, Gradients, Part
 from tinygrad_llm.training.turns import Sum, added, told
 
-_TRAINING, _REQUIRES_GRAD = operator.attrgetter("training"), operator.attrgetter("_requires_grad")
-SHAPES = 4
-"""For how many shapes of (ids, targets) a program is kept; the oldest unused is dropped."""
+SHAPES, VARIANTS = 4, 4
+"""For how many shapes of (ids, targets) programs are kept, the oldest unused is dropped; and how many each, of other modes."""
 
 
 class CapturedGradients:
@@ -36,21 +35,34 @@ class CapturedGradients:
     ) -> None:
         self.passes = tuple(step for step in passes if step is not plan_memory)  # which comes last, when the sums are there
         self.model, self.trained, self.total, self.present = model, trained, total, present
-        self.modules, self.parameters = list(model.modules()), list(model.parameters())
         self.eager: Gradients | None = None
-        self._programs: OrderedDict[Any, Step] = OrderedDict()
+        self._effects: set[Any] = set()
+        self._key: Any = None
+        self._steps = self._recorded = 0
+        self._programs: OrderedDict[Any, list[Step]] = OrderedDict()
 
     def __call__(self, parts: Sequence[Part]) -> list[float]:
         if self.eager is None and not is_anomaly_enabled() and is_grad_enabled() and parts:
             try:
                 steps = [self._step(part, first=i == 0, alone=len(parts) == 1) for i, part in enumerate(parts)]
-            except CaptureError as error:
-                warnings.warn(f"training runs without capture: {error}", RuntimeWarning, stacklevel=2)
-                self.eager = EagerGradients(self.model, self.trained, self.total, self.present)
+            except Exception as error:  # the model's own, if it raises one without capture as well
+                refused = error
             else:
                 return self._run(steps, parts)
+            losses = EagerGradients(self.model, self.trained, self.total, self.present)(parts)
+            self._refuse(refused)
+            return losses
         eager = self.eager or EagerGradients(self.model, self.trained, self.total, self.present)
         return eager(parts)
+
+    def _refuse(self, error: Exception) -> None:
+        """No more capture; after an effect only if it is not done once for all, as a table that the model keeps."""
+        if isinstance(error, Effect) and self._key not in self._effects:
+            self._effects.add(self._key)
+            return
+        why = str(error) if isinstance(error, CaptureError) else f"{type(error).__name__}: {error}"
+        warnings.warn(f"training runs without capture: {why}", RuntimeWarning, stacklevel=3)
+        self.eager = EagerGradients(self.model, self.trained, self.total, self.present)
 
     def _run(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[float]:
         losses: list[float] = []
@@ -73,31 +85,38 @@ class CapturedGradients:
     def _step(self, part: Part, first: bool, alone: bool) -> Step:
         """The program of such a part. The first of several writes this worker's sum, further ones add to it; one alone is
         added to that of all workers while it is made."""
-        modes = bytes(map(_TRAINING, self.modules)), bytes(map(_REQUIRES_GRAD, self.parameters))
-        key = (part.ids.shape, part.targets.shape, first, alone, modes)
-        step = self._programs.get(key)
-        if step is None:
-            recording = self._record(part)
-            index = {id(p): i for i, p in enumerate(self.trained)}
-            found = {index[id(p)]: output for p, output in recording.leaves if id(p) in index}
-            program = optimize(recording.program, self.passes)
-            step = (Step(recording, program, found, self.total) if alone
-                    else SumStep(recording, program, found, self._own, first))
-            give_back_freed()
-            self._programs[key] = step
-            if len(self._programs) > SHAPES:
-                self._programs.popitem(last=False)
+        key = (part.ids.shape, part.targets.shape, part.ids.dtype, part.targets.dtype, first, alone)
+        news, self._key = "a batch of another shape", key
+        self._steps += 1
+        for step in self._programs.get(key, []):
+            if (why := step.around.changed()) is None:
+                self._programs.move_to_end(key)
+                return step
+            news = why
+        if self._recorded >= FREE and self._recorded * CALLS > self._steps:
+            raise CaptureError(f"it was recorded {self._recorded} times in {self._steps} steps; what is new: {news}")
+        self._recorded += 1
+        recording = self._record(part)
+        index = {id(p): i for i, p in enumerate(self.trained)}
+        found = {index[id(p)]: output for p, output in recording.leaves if id(p) in index}
+        program = optimize(recording.program, self.passes)
+        step = (Step(recording, program, found, self.total) if alone
+                else SumStep(recording, program, found, self._own, first))
+        give_back_freed()
+        self._programs[key] = [step, *self._programs.get(key, [])][:VARIANTS]
         self._programs.move_to_end(key)
+        if len(self._programs) > SHAPES:
+            self._programs.popitem(last=False)
         return step
 
     def _record(self, part: Part) -> Recording:
         def loss_and_gradients(ids: Any, targets: Any, weight: Any) -> Any:
             loss = self.model.loss(ids, targets)
-            loss.backward(weight)
+            loss.backward(np.reshape(weight, loss.shape).astype(loss.dtype))
             return loss
 
-        dtype = next(iter(self.parameters)).dtype
-        return record(loss_and_gradients, [part.ids, part.targets, np.asarray(part.weight, dtype)], self.model)
+        args = [part.ids, part.targets, np.asarray(part.weight)]
+        return record(loss_and_gradients, args, self.model, roots=[self.model, self.model.loss])
 
 
 FastGradients = functools.partial(CapturedGradients, passes=FAST)
@@ -119,7 +138,7 @@ class Step:
         self.zero = [a for i, a in enumerate(total.arrays) if i not in found] if total.is_first else []
 
     def _bind(self, recording: Recording, program: Program, outputs: Any, found: dict[int, int], parameters: int) -> None:
-        self.replay = Replay(plan_memory(program), outputs)
+        self.around, self.replay = recording.around, Replay(plan_memory(program), outputs)
         self.loss = self.replay.outputs[recording.results[0][0].number]
         self.present = np.array([i in found for i in range(parameters)], np.uint8)
 
@@ -130,7 +149,7 @@ class Step:
         self.replay.run()
         for absent in self.zero:
             absent.fill(0)
-        return float(self.loss)
+        return float(self.loss.item())
 
 
 class SumStep(Step):

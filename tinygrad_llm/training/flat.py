@@ -18,6 +18,7 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from tinygrad_llm.autograd import Tensor
+from tinygrad_llm.autograd.changes import changes
 from tinygrad_llm.optim import CHUNK, MOMENTS, AdamW, descend, norm_squared, pieces_of
 from tinygrad_llm.training.memory import ALIGNMENT, SharedMemory
 
@@ -207,6 +208,7 @@ class Lodging:
             if p._array is not view:
                 np.copyto(view, p._array)
                 p._array = view
+                changes.count += 1
         known = self.optimizer.state, len(self.optimizer.state)
         if known[0] is not self.known[0] or known[1] != self.known[1]:
             self.known, self.states = known, [self.optimizer.state.get(p) for p in self.parameters[: self.layout.trained]]
@@ -221,6 +223,7 @@ class Lodging:
         for p, view in zip(self.parameters, self.weights):
             if p._array is view:
                 p._array = view.copy()
+                changes.count += 1
         for state in self.optimizer.state.values():
             for name in state.keys() & set(self.layout.moments):
                 state[name] = np.array(state[name])

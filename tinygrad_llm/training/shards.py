@@ -65,7 +65,7 @@ class EagerGradients:
                 losses.append(loss.item())
                 if not math.isfinite(losses[-1]):
                     return losses
-                loss.backward(np.asarray(part.weight, dtype=loss.dtype))
+                loss.backward(np.full(loss.shape, part.weight, loss.dtype))
             self._collect()
         finally:
             self._forget()

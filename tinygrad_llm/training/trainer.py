@@ -71,10 +71,10 @@ class Trainer:
         if start_method not in (None, *multiprocessing.get_all_start_methods()):
             raise ValueError(f"start_method: got {start_method!r}, expected None or one of "
                              f"{', '.join(multiprocessing.get_all_start_methods())}")
-        self._is_adamw = getattr(type(optimizer), "step", None) is AdamW.step
+        self._is_adamw, self._told = _is_adamw(optimizer), False
         if workers not in ("auto", 1) and not self._is_adamw:
             raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected AdamW with more than one worker")
-        if capture and not self._is_adamw:
+        if capture and getattr(type(optimizer), "step", None) is not AdamW.step:
             raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected AdamW with capture")
         self.model: Any = model
         self.optimizer, self.schedule, self.grad_clip, self.accumulate = optimizer, schedule, grad_clip, accumulate
@@ -209,8 +209,11 @@ class Trainer:
 
     def _prepared(self, ids: np.ndarray, targets: np.ndarray) -> Team | None:
         """The team, at work, if only of this process; None where it works alone and without a program."""
-        if self.workers == 1 and not self.capture:
+        if self.workers == 1 and (not self.capture or not self._can_be_captured(ids, targets)):
+            self.close()
             return None
+        if self._team is not None and not self._team.is_of(self.model, self.optimizer, self.accumulate):
+            self.close()
         _check_batch(self.model, ids, targets)
         if (count := self.settle_workers(len(ids), ids.size)) == 1 and not self.capture:
             return None
@@ -225,6 +228,19 @@ class Trainer:
                 warnings.warn(f"training in one process: {error}", RuntimeWarning, stacklevel=3)
                 self.workers = 1
         return self._team
+
+    def _can_be_captured(self, ids: np.ndarray, targets: np.ndarray) -> bool:
+        """Whether a step is what a program repeats: on a batch that has rows, with AdamW's own step."""
+        why = None
+        if not _is_adamw(self.optimizer):
+            why = f"got {type(self.optimizer).__name__} with a step of its own, expected AdamW's"
+        elif not _has_rows(ids, targets):
+            why = (f"got ids of shape {ids.shape} and {ids.dtype}, and targets of {targets.shape} and {targets.dtype}, "
+                   "expected integers [batch, time]")
+        if why is not None and not self._told:
+            self._told = True
+            warnings.warn(f"training runs without capture: {why}", RuntimeWarning, stacklevel=4)
+        return why is None
 
     def _step_together(self, team: Team, ids: np.ndarray, targets: np.ndarray) -> float:
         self._grad_norm = math.nan
@@ -254,10 +270,19 @@ class Trainer:
             )
 
 
+def _is_adamw(optimizer: Any) -> bool:
+    """Whether its step is AdamW's: no subclass's, and not wrapped on the instance."""
+    return getattr(type(optimizer), "step", None) is AdamW.step and "step" not in vars(optimizer)
+
+
+def _has_rows(ids: np.ndarray, targets: np.ndarray) -> bool:
+    are_integers = ids.dtype.kind in "iu" and targets.dtype.kind in "iu"
+    return ids.ndim == 2 and ids.shape == targets.shape and are_integers and ids.size > 0
+
+
 def _check_batch(model: Any, ids: np.ndarray, targets: np.ndarray) -> None:
     """Workers share rows. What has none is shown to the model, whose error says more."""
-    are_integers = ids.dtype.kind in "iu" and targets.dtype.kind in "iu"
-    if ids.ndim != 2 or ids.shape != targets.shape or not are_integers or not ids.size:
+    if not _has_rows(ids, targets):
         model.loss(ids, targets)
         raise TypeError(f"ids: got shape {ids.shape} of {ids.dtype}, and targets {targets.shape} of {targets.dtype}, "
                         "expected integers [batch, time] to be shared by workers")

@@ -119,6 +119,10 @@ class Team:
         self.flat.memory.seal()
         self._collect()
 
+    def is_of(self, model: Module, optimizer: AdamW, accumulate: int) -> bool:
+        """Whether it was made for these."""
+        return self.model is model and self.optimizer is optimizer and self.worker.accumulate == accumulate
+
     def fits(self, size: int) -> bool:
         """Whether model and optimizer have the parameters that they had, and a batch of so many ids has room."""
         return size <= self.flat.layout.batch and self.signature == self._signature()
