@@ -13,6 +13,12 @@ import torch
 import tinygrad_llm as tg
 
 SAME = """
+b.add(b, alpha=2)
+b.add(~b, alpha=0)
+np.int64(2) & m.tensor([3, 6], dtype=i32)
+np.float64(0.1) == m.tensor([0.1, 0.7])
+np.float64(0.7) > m.tensor([0.1, 0.7])
+np.int64(7) % i.add(1)
 m.tensor([0.1, 0.7]) == 0.1
 m.tensor([0.1, 0.7]) < 0.7
 m.tensor([0.1, 0.7], dtype=f16) != 0.1
@@ -641,7 +647,7 @@ def world(m):
     def floats(*shape, grad=False):
         return m.tensor(rng.standard_normal(shape).astype(np.float32), requires_grad=grad)
     return {
-        "m": m, "F": m.nn.functional, "x": floats(2, 3, grad=True), "y": floats(2, 3, grad=True), "v": floats(3),
+        "m": m, "np": np, "F": m.nn.functional, "x": floats(2, 3, grad=True), "y": floats(2, 3, grad=True), "v": floats(3),
         "w": floats(3, 2), "q": floats(2, 2, 3), "s": m.tensor(2.5), "i": m.tensor([0, 2, 1]),
         "b": m.tensor([[True, False, True], [False] * 3]),
         "e": m.zeros(0, 3), "array": np.array([1.5, -2.5]), **dtypes(m),

@@ -67,7 +67,8 @@ NUMPY.update({
     np.add: e.add, np.subtract: e.sub, np.multiply: e.mul, np.true_divide: e.div, np.negative: e.neg, np.exp: e.exp,
     np.expm1: e.expm1, np.log: e.log, np.log1p: e.log1p, np.sqrt: e.sqrt, np.square: e.square, np.sin: e.sin, np.cos: e.cos,
     np.tanh: e.tanh, np.abs: e.abs, np.fabs: e.abs, np.positive: lambda x: x, np.maximum: e.maximum, np.minimum: e.minimum,
-    np.power: e.pow, np.matmul: p.matmul, np.reciprocal: e.reciprocal, np.vecdot: lambda x1, x2: r.sum(e.mul(x1, x2), -1),
+    np.remainder: e.remainder, np.floor_divide: e.floor_divide, np.power: e.pow, np.matmul: p.matmul,
+    np.reciprocal: e.reciprocal, np.vecdot: lambda x1, x2: r.sum(e.mul(x1, x2), -1),
     np.einsum: contraction.einsum,
 })
 

@@ -48,7 +48,7 @@ def _multiple(name: str, input: Any, other: Any, alpha: float) -> Tensor:
         raise DtypeError(f"{name}: alpha: got {alpha} for {dtype}, expected an integer")
     if isinstance(alpha, bool) and dtype != np.bool_:
         raise DtypeError(f"{name}: alpha: got {alpha} for {dtype}, expected a number")
-    return mul(as_array_like(y), held(name, "alpha", alpha, dtype))
+    return mul(as_array_like(y), bool(alpha) if dtype == np.bool_ else held(name, "alpha", alpha, dtype))
 
 
 def sub(input: Any, other: Any, *, alpha: float = 1) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, inplace
+from tinygrad_llm.autograd.tensor import NUMPY
 from tinygrad_llm.functions import elementwise, indexing, products, random, reductions, shapes, storage
 from tinygrad_llm.functions.base import as_operand, promoted, result_type
 from tinygrad_llm.functions.elementwise import broadcast_shape
@@ -113,6 +114,9 @@ METHODS |= {f"{name}_": inplace(METHODS[name]) for name in _INPLACE}
 METHODS |= {f"__i{name}__": inplace(METHODS[f"__{name}__"]) for name in (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor",
 )}
+NUMPY.update({ufunc: _compare(ufunc) for ufunc in (
+    np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal)})
+NUMPY.update({ufunc: _bitwise(ufunc.__name__, ufunc) for ufunc in (np.bitwise_and, np.bitwise_or, np.bitwise_xor)})
 for _name, _method in METHODS.items():
     setattr(Tensor, _name, _method)
 for _name, _method in vars(Tensor).items():  # Python's errors call a method by its name
