@@ -17,7 +17,8 @@ CALLS = {
                                                       np.min, np.prod, np.cumsum, np.var, np.std, np.ravel, np.copy, np.flip,
                                                       np.trace, np.diagonal, np.triu, np.tril, np.matrix_transpose)},
     **{f.__name__: (lambda a, b, f=f: f(a, b)) for f in (np.add, np.subtract, np.multiply, np.true_divide, np.maximum,
-                                                         np.minimum, np.power, np.outer, np.vecdot, np.inner)},
+                                                         np.minimum, np.power, np.outer, np.vecdot, np.inner,
+                                                         np.remainder, np.floor_divide)},
     "fabs negative": lambda a, b: np.fabs(-a),
     "clip": lambda a, b: np.clip(a, 0.7, 1.2), "clip min": lambda a, b: np.clip(a, min=1),
     "clip arrays": lambda a, b: np.clip(a, B / 2, b), "min axis": lambda a, b: np.min(a, axis=1, keepdims=True),
@@ -100,8 +101,22 @@ def test_a_numpy_call_gives_a_tensor_with_gradients(call):
 
 
 def test_every_function_in_the_table_is_called_above():
-    called = {name.split()[0] for name in CALLS}
+    called = {name.split()[0] for name in CALLS} | {f.__name__ for f in (*COMPARISONS, *BITWISE)}
     assert {f.__name__ for f in NUMPY} - {"absolute", "divide", "amax"} <= called | {"abs"}
+
+
+COMPARISONS = (np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal)
+BITWISE = (np.bitwise_and, np.bitwise_or, np.bitwise_xor)
+
+
+@pytest.mark.parametrize("function", [*COMPARISONS, *BITWISE])
+@pytest.mark.parametrize("left", [True, False])
+def test_a_comparison_of_an_array_and_a_tensor_is_numpys(function, left):
+    a, b = (np.random.default_rng(seed).integers(0, 3, (3, 4)) for seed in (0, 1))
+    out = function(a, tensor(b)) if left else function(tensor(a), b)
+    assert isinstance(out, Tensor)
+    assert not out.requires_grad
+    np.testing.assert_array_equal(out.numpy(), function(a, b), strict=True)
 
 
 REFUSED = {
@@ -113,8 +128,8 @@ REFUSED = {
     "inv": lambda t: np.linalg.inv(t[:, :3]),
     "reshape order": lambda t: np.reshape(t, -1, order="F"),
     "take mode": lambda t: np.take(t, [9], mode="wrap"),
-    "floor_divide": lambda t: t.numpy() // t,
-    "mod": lambda t: t.numpy() % t,
+    "floor_divide dtype": lambda t: np.floor_divide(t, t, dtype=np.float64),
+    "fmod": lambda t: np.fmod(t.numpy(), t),
     "reduce": np.add.reduce, "accumulate": np.add.accumulate, "outer method": lambda t: np.multiply.outer(t, t),
     "dtype": lambda t: np.add(t, 1, dtype=np.float64), "keepdims": lambda t: np.exp(t, casting="no"),
     "sum dtype": lambda t: np.sum(t, 0, np.float64), "sum where": lambda t: np.sum(t, where=t.numpy() > 1),
