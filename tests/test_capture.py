@@ -16,7 +16,7 @@ import tinygrad_llm as tg
 from tinygrad_llm.autograd import detect_anomaly, no_grad
 from tinygrad_llm.autograd.modes import active_recorder
 from tinygrad_llm.capture import CaptureError, compile, passes
-from tinygrad_llm.capture.compiled import record
+from tinygrad_llm.capture.recordings import record
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.model import Transformer, TransformerConfig
 from tinygrad_llm.nn import functional as F

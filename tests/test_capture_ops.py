@@ -21,7 +21,7 @@ import tinygrad_llm as tg
 from reference.opdraw import draw_calls, is_float
 from tinygrad_llm.autograd import Tensor, apply
 from tinygrad_llm.capture import compile, passes
-from tinygrad_llm.capture.compiled import record
+from tinygrad_llm.capture.recordings import record
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.model import Transformer, TransformerConfig
 from tinygrad_llm.optim import AdamW

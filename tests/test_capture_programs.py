@@ -19,8 +19,8 @@ from opcases import Drawn as ByHypothesis
 from reference.opdraw import Seeded
 from tinygrad_llm.autograd.modes import recording
 from tinygrad_llm.capture import passes
-from tinygrad_llm.capture.compiled import record
 from tinygrad_llm.capture.record import Recorder
+from tinygrad_llm.capture.recordings import record
 from tinygrad_llm.capture.replay import Replay
 
 TILES = (16, 64, 300, 4096)

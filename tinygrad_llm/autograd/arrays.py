@@ -19,8 +19,7 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray:
         return data.__values__().astype(data.dtype if dtype is None else dtype)
     if hasattr(data, "__record_call__"):  # of a function that is being recorded
         return data.copy("K") if dtype is None else data.astype(dtype)
-    if isinstance(data, tuple | list):
-        data = [_scalar(part) for part in data]
+    data = _with_scalars(data)
     try:
         array = np.array(data, dtype=dtype)
     except OverflowError as error:
@@ -36,16 +35,20 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray:
     return array.astype(np.float32) if dtype is None and type(data) is float else array
 
 
-def _scalar(part: Any) -> Any:
-    """Part of nested lists: of a tensor in them its only element, as in torch. Errors: ValueError where it has more."""
-    if isinstance(part, tuple | list):
-        return [_scalar(inner) for inner in part]
-    if not hasattr(part, "__values__") or not part.ndim:
-        return part
-    if part.numel() != 1:
-        raise ArgumentError(f"tensor: data: got a tensor of shape {part.shape} in a list, expected one element; "
-                            "stack() makes a tensor of several")
-    return part.detach().reshape(())
+def _with_scalars(data: Any) -> Any:
+    """Nested lists with the only element of each tensor in them, as in torch. Errors: ArgumentError where one has more.
+
+    Lists of nothing but numbers are looked through by their types alone.
+    """
+    if hasattr(data, "__values__"):
+        if data.ndim and data.numel() != 1:
+            raise ArgumentError(f"tensor: data: got a tensor of shape {data.shape} in a list, expected one element; "
+                                "stack() makes a tensor of several")
+        return data.detach().reshape(()) if data.ndim else data
+    inner = set(map(type, data)) if isinstance(data, tuple | list) else ()
+    if not any(issubclass(kind, tuple | list) or hasattr(kind, "__values__") for kind in inner):
+        return data
+    return [_with_scalars(part) for part in data]
 
 
 def _of_numbers(data: Any, array: np.ndarray) -> np.ndarray:

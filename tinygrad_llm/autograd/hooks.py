@@ -39,6 +39,11 @@ class Hooks:
         self.keeper: weakref.ref[Tensor] | None = None
 
     @property
+    def are_there(self) -> bool:
+        """Whether any of them will be called."""
+        return bool(self.calls) or self.see_grad
+
+    @property
     def see_grad(self) -> bool:
         """Whether any of them, of a leaf, waits for its `.grad`."""
         return bool(self.accumulated or self.before or self.passed)

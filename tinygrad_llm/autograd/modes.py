@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import threading
 import traceback
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
@@ -14,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-_PACKAGE, _NUMPY = str(Path(__file__).resolve().parents[1]), str(Path(np.__file__).parent)
+LIBRARY, NUMPY = f"{Path(__file__).resolve().parents[1]}{os.sep}", f"{Path(np.__file__).parent}{os.sep}"
+"""What the files of this library and of NumPy begin with."""
 
 
 class _Modes(threading.local):
@@ -275,6 +277,6 @@ def recording(recorder: Any) -> Iterator[None]:
 def calling_line() -> str:
     """`file:line: source` of the innermost caller outside this package and NumPy."""
     for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith((_PACKAGE, _NUMPY)):
+        if not frame.filename.startswith((LIBRARY, NUMPY)):
             return f"{frame.filename}:{frame.lineno}: {frame.line}"
     return "?"

@@ -18,15 +18,16 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.checkpointing import Segment
 from tinygrad_llm.autograd.graph import Node
-from tinygrad_llm.autograd.modes import active_recorder, is_anomaly_enabled, recording, records_graph
+from tinygrad_llm.autograd.modes import active_recorder, is_anomaly_enabled, records_graph
 from tinygrad_llm.autograd.trees import flatten
-from tinygrad_llm.capture.ir import CaptureError
+from tinygrad_llm.capture.ir import why_refused
 from tinygrad_llm.capture.listing import first_difference
 from tinygrad_llm.capture.passes import DEFAULT, Pass, optimize
+from tinygrad_llm.capture.places import are_same
 from tinygrad_llm.capture.program import Program
-from tinygrad_llm.capture.record import Recorder, Traced
+from tinygrad_llm.capture.recordings import Output, Recording, array_of, record
 from tinygrad_llm.capture.replay import Replay
-from tinygrad_llm.capture.surroundings import Effect, Surroundings
+from tinygrad_llm.capture.surroundings import Effect
 from tinygrad_llm.ops import Op
 
 PROGRAMS = 8
@@ -37,173 +38,9 @@ FREE, CALLS, ASKED = 4, 100, 256
 came without a program. A recording takes as long as 6 to 30 calls."""
 
 
-@dataclass(frozen=True)
-class Output:
-    """The place of an output in the result of a function; whether it is a number, as NumPy's sums are."""
-
-    number: int
-    is_scalar: bool = False
-
-
-@dataclass
-class Recording:
-    """A function's program, and what its inputs and outputs are.
-
-    inputs    the numbers of the arguments that are the program's first inputs
-    earlier   tensors, and arguments by their numbers, whose `.grad` of before the call are the others
-    results   for each leaf of the function's result: its output, or the leaf itself; and what it was: an "array", a "tensor",
-              or one with a "graph"
-    rebuild   makes the result of its leaves
-    leaves    tensors whose `.grad` the function left, with the number of the output that it is
-    arguments the same for tensors among the arguments, by their numbers
-    cleared   tensors, and arguments by their numbers, that it left without `.grad`
-    seen      all that it met, if they want a gradient
-    graph     of results that require grad: the leaves that they lead to besides arguments; True where backward has used it up
-    drawn     the generators that it draws from
-    around    what it must find around it
-    """
-
-    program: Program
-    inputs: list[int]
-    earlier: list[int | Tensor]
-    results: list[tuple[Any, str]]
-    rebuild: Callable[[list[Any]], Any]
-    leaves: list[tuple[Tensor, int]]
-    arguments: list[tuple[int, int]]
-    cleared: list[int | Tensor]
-    seen: list[int | Tensor]
-    around: Surroundings
-    graph: list[Tensor] | bool
-    drawn: list[np.random.Generator]
-
-
-def record(
-    function: Callable[..., Any], args: Sequence[Any], root: Any = None, roots: Sequence[Any] = (), lines: bool = False
-) -> Recording:
-    """Run a function once on arrays without values. args are arrays and tensors, whatever else is a constant.
-
-    Calls carry the names of the modules below `root` that they come from; roots are what the function reads, if a frame of
-    this library stands before it.
-
-    Errors: CaptureError where it asks for a value, or does what leaves no trace; Effect where it changes something, which is
-    undone.
-    """
-    recorder, around = Recorder(root, lines), Surroundings()
-    for one in (function, *roots):
-        around.visit("the function", one)
-    try:
-        found = _recorded(recorder, around, function, args)
-        around.forget()
-        _check_left(recorder)
-        around.settle()
-    except BaseException:
-        around.restore()
-        raise
-    return found
-
-
-def _recorded(recorder: Recorder, around: Surroundings, function: Callable[..., Any], args: Sequence[Any]) -> Recording:
-    given = _Arguments(recorder, args)
-    try:
-        with recording(recorder), around.watching():
-            leaves, rebuild = flatten(function(*given.shown))
-        if recorder.refused is not None:
-            raise recorder.refused
-        given.check()
-        gradients: list[Tensor | None] = [t.grad for t, _ in recorder.leaves.values()]
-    finally:
-        for tensor, before in recorder.leaves.values():
-            tensor.grad = before
-    around.look_at(recorder.tensors.values())
-    graph = _graph_of(leaves)
-    seen = [(given.number(t), g) for (t, _), g in zip(recorder.leaves.values(), gradients)]
-    left = [(own, recorder.lift(g._array)) for own, g in seen if g is not None]  # of a plain sum, it is a constant
-    outputs: list[Any] = [a for _, a in left]
-    results: list[tuple[Any, str]] = []
-    for leaf in leaves:
-        array = _array_of(leaf)
-        traced = isinstance(array, Traced)
-        kind = "array" if not isinstance(leaf, Tensor) else "graph" if leaf._requires_grad else "tensor"
-        results.append((Output(len(outputs), array.number) if traced else leaf, kind))
-        outputs += [array] if isinstance(array, Traced) else []
-    earlier = [(given.number(t), x) for t, x in recorder.earlier]
-    program = recorder.finish([*given.traced.values(), *[x for _, x in earlier]], outputs)
-    return Recording(
-        program, list(given.traced), [own for own, _ in earlier], results, rebuild,
-        [(t, i) for i, (t, _) in enumerate(left) if isinstance(t, Tensor)],
-        [(n, i) for i, (n, _) in enumerate(left) if isinstance(n, int)],
-        [own for own, after in seen if after is None], [own for own, _ in seen], around,
-        [t for t in graph if isinstance(given.number(t), Tensor)] if isinstance(graph, list) else graph,
-        _generators_of(recorder.calls))
-
-
-def _graph_of(results: Sequence[Any]) -> list[Tensor] | bool:
-    """The leaves that results which require grad lead to; True where backward has let go of their graph; False without any."""
-    stack = [t._node or t for t in results if isinstance(t, Tensor) and t._requires_grad and isinstance(t._array, Traced)]
-    if not stack:
-        return False
-    seen, leaves = {id(place) for place in stack}, []
-    while stack:
-        place = stack.pop()
-        if isinstance(place, Tensor):
-            leaves.append(place)
-            continue
-        if place.vjp is None:
-            return True
-        new = {id(p): p for p in place.parents if p is not None and id(p) not in seen}
-        seen |= new.keys()
-        stack += new.values()
-    return leaves
-
-
-def _generators_of(calls: Sequence[Any]) -> list[np.random.Generator]:
-    found = [a for call in calls for a in (*call.args, *call.options.values()) if isinstance(a, np.random.Generator)]
-    return list({id(g): g for g in found}.values())
-
-
-def _check_left(recorder: Recorder) -> None:
-    """Effect where an array of the recording is still somewhere: in an attribute, a list, a result of another kind."""
-    if left := recorder.left():
-        raise Effect(f"an array {left[0].shape} of {left[0].dtype} is kept after the call, expected it among the results: "
-                     "lists, dictionaries and tuples of arrays and tensors")
-
-
-class _Arguments:
-    """What a function is shown of its arguments. A tensor that is given twice is one tensor."""
-
-    def __init__(self, recorder: Recorder, args: Sequence[Any]) -> None:
-        self.recorder, self.args = recorder, args
-        self.traced: dict[int, Traced] = {}  # by number
-        self._tensors: dict[int, Tensor] = {}
-        self.shown = [self._show(i, a) for i, a in enumerate(args)]
-        self._numbers = {id(shown): i for i, shown in reversed(list(enumerate(self.shown)))}
-
-    def number(self, tensor: Tensor) -> int | Tensor:
-        """Of what the function was shown, the number; any other tensor itself."""
-        return self._numbers.get(id(tensor), tensor)
-
-    def check(self) -> None:
-        """CaptureError where the function got a tensor with a gradient in two ways."""
-        if any(isinstance(a, Tensor) and id(a) in self.recorder.leaves for a in self.args):
-            raise CaptureError("arguments: got a tensor that the function reads by itself as well, expected one or the other")
-        if any(isinstance(a, Tensor) and not a.is_leaf and self._tensors[id(a)].grad is not None for a in self.args):
-            raise CaptureError("arguments: got a backward() through one with a graph of its own, expected a leaf")
-
-    def _show(self, i: int, a: Any) -> Any:
-        if isinstance(a, Tensor):
-            if id(a) not in self._tensors:
-                self._tensors[id(a)] = self._tensor(i, a)
-            return self._tensors[id(a)]
-        if isinstance(a, np.ndarray):
-            self.traced[i] = self.recorder.trace(a)
-            return self.traced[i]
-        return a
-
-    def _tensor(self, i: int, a: Tensor) -> Tensor:
-        self.traced[i] = self.recorder.trace(a._array)
-        shown: Tensor = Tensor.from_array(self.traced[i])  # type: ignore[arg-type]
-        shown.grad = a.grad if a.is_leaf else None
-        return shown.requires_grad_(a.requires_grad)
+def may_record(recorded: int, calls: int) -> bool:
+    """Whether one more recording is worth its time after so many recordings in so many calls."""
+    return recorded < FREE or recorded * CALLS <= calls
 
 
 class CaptureMismatch(AssertionError):
@@ -265,7 +102,7 @@ class Compiled:
         if isinstance(refused, Effect) and key not in self._effects:
             self._effects = [key, *self._effects][:ASKED]  # what it did is done now, perhaps for good: a table that it keeps
         elif refused is not None:
-            self.reason = str(refused) if isinstance(refused, CaptureError) else f"{type(refused).__name__}: {refused}"
+            self.reason = why_refused(refused)
             warnings.warn(f"{_name(self.function)} runs without capture: {self.reason}", RuntimeWarning, stacklevel=2)
         return result
 
@@ -282,10 +119,10 @@ class Compiled:
     def __reduce_ex__(self, protocol: Any) -> Any:
         return Compiled, (self.function, self.passes, self.limit, self.check)
 
-    def _roots(self) -> list[Any]:
-        """What the function begins from."""
+    def _record(self, leaves: list[Any], rebuild: Callable[[list[Any]], Any], lines: bool = False) -> Recording:
         own = self.function
-        return [own.function, own.owner()] if isinstance(own, _Method) else [own]
+        roots = [own.function, own.owner()] if isinstance(own, _Method) else [own]
+        return record(lambda *flat: _called(own, rebuild(list(flat))), leaves, roots=roots, lines=lines)
 
     def program(self, *args: Any, **kwargs: Any) -> Program:
         """The optimized program for arguments of this layout: print it. Errors: CaptureError."""
@@ -309,7 +146,7 @@ class Compiled:
         if not (always or self._is_worth_it(key, news)):
             return None
         self.recorded += 1
-        recording = record(lambda *flat: _called(self.function, rebuild(list(flat))), leaves, roots=self._roots())
+        recording = self._record(leaves, rebuild)
         program = _Program(recording, Replay(optimize(recording.program, self.passes)), _gradients(recording.seen, leaves))
         self._ready[key] = [program, *known][: self.limit]
         self._ready.move_to_end(key)
@@ -322,7 +159,7 @@ class Compiled:
         if self.recorded < FREE:
             return True
         before, self._asked = key in self._asked, [key, *self._asked][:ASKED]
-        if before and self.recorded * CALLS <= self.calls:
+        if before and may_record(self.recorded, self.calls):
             return True
         self._news = [*self._news, news][-3:]
         if self.calls > 2 * FREE and 2 * self.recorded > self.replayed and not self._told:
@@ -347,7 +184,7 @@ class Compiled:
         expected = flatten(result)[0] + [t._grad for t in tensors]
         if len(replayed) != len(expected) or not all(map(_are_bits, replayed, expected)):
             wrong = next((i for i, pair in enumerate(zip(replayed, expected)) if not _are_bits(*pair)), -1)
-            again = record(lambda *flat: _called(self.function, rebuild(list(flat))), leaves, roots=self._roots(), lines=True)
+            again = self._record(leaves, rebuild, lines=True)
             results = len(expected) - len(tensors)
             what = f"result {wrong}" if wrong < results else f"gradient {wrong - results}"
             raise CaptureMismatch(f"{_name(self.function)}: {what} of a replay is not that of the function: "
@@ -362,7 +199,7 @@ class Compiled:
             segment = Segment(self.function, leaves, rebuild, recording.drawn, False, kept)
         given = [*[leaves[n] for n in recording.inputs], *[t._grad for t in _tensors(recording.earlier, leaves)]]
         for place, a in zip(replay.inputs, given):
-            np.copyto(place, _array_of(a))
+            np.copyto(place, array_of(a))
         replay.run()
         arrays = [np.copy(a) for a in replay.outputs]
         for tensor, i in [*recording.leaves, *[(leaves[n], i) for n, i in recording.arguments]]:
@@ -495,7 +332,7 @@ def _copied(a: Any) -> Any:
 def _are_bits(a: Any, b: Any) -> bool:
     """Whether two results are the same: of arrays and tensors all bits, but for those of a nan."""
     if isinstance(a, Tensor | np.ndarray) and isinstance(b, Tensor | np.ndarray):
-        a, b = _array_of(a), _array_of(b)
+        a, b = array_of(a), array_of(b)
         same = a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
         return bool(same and (a.dtype.kind != "f" or np.array_equal(np.signbit(a[a == a]), np.signbit(b[b == b]))))
     return bool(a is b or (type(a) is type(b) and repr(a) == repr(b)) or not isinstance(a, np.generic | int | float | str))
@@ -506,16 +343,11 @@ def _raises() -> bool:
     return not {"raise", "call", "log", "print"}.isdisjoint(np.geterr().values())
 
 
-def _array_of(a: Any) -> Any:
-    return a._array if isinstance(a, Tensor) else a
-
-
 def _called(function: Callable[..., Any], arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     """The function's result. Errors: Effect where it put something into its arguments."""
     before = flatten(arguments)[0]
     result = function(*arguments[0], **arguments[1])
-    after = flatten(arguments)[0]
-    if len(after) != len(before) or any(a is not b for a, b in zip(after, before)):
+    if not are_same(flatten(arguments)[0], before):
         raise Effect("arguments: got a list or dictionary that the function changes, expected it to return its results")
     return result
 
@@ -534,10 +366,6 @@ def _layout(a: Any) -> Any:
     if isinstance(a, np.ndarray):
         return a.shape, a.strides, a.dtype
     return type(a), repr(a) if isinstance(a, int | float | complex | np.generic) else a
-
-
-def _are_same(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b))
 
 
 def _gradients(seen: list[int | Tensor], leaves: list[Any]) -> Any:

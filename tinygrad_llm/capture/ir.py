@@ -32,6 +32,11 @@ class CaptureError(RuntimeError):
             recorder.refused = self
 
 
+def why_refused(error: Exception) -> str:
+    """What a warning says of a function that cannot be captured."""
+    return str(error) if isinstance(error, CaptureError) else f"{type(error).__name__}: {error}"
+
+
 _NUMBERS = itertools.count()
 
 

@@ -36,11 +36,17 @@ class Other:
     """
 
     def __init__(
-        self, function: Callable[..., Any], args: Any, kwargs: Any, parts: list[Any], writes: bool = False
+        self, function: Callable[..., Any], leaves: list[Any], rebuild: Callable[[list[Any]], Any], writes: bool
     ) -> None:
-        self.function, self.writes, self.__name__ = function, writes, function.__name__
-        leaves, self.rebuild = flatten((args, kwargs))
-        self.leaves = [_hole(a, parts) for a in leaves]
+        self.function, self.leaves, self.rebuild, self.writes = function, leaves, rebuild, writes
+        self.__name__ = function.__name__
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], args: Any, kwargs: Any, writes: bool = False) -> tuple[Other, tuple[Any, ...]]:
+        """(the function with the rest of its arguments, the arrays among them)"""
+        parts: list[Any] = []
+        leaves, rebuild = flatten((args, kwargs))
+        return cls(function, [_hole(a, parts) for a in leaves], rebuild, writes), tuple(parts)
 
     def __call__(self, *parts: Any, out: Any = None) -> Any:
         args, kwargs = self.rebuild([parts[a.number] if isinstance(a, Hole) else a for a in self.leaves])
@@ -56,14 +62,13 @@ def record_other(recorder: Recorder, function: Callable[..., Any], args: Any, kw
     """A call of any function, which must give one new array."""
     if kwargs.get("out") is not None:
         raise CaptureError(f"{function.__name__}: got out, expected none while recording")
-    parts: list[Any] = []
-    other = Other(function, args, kwargs, parts)
+    other, parts = Other.of(function, args, kwargs)
     if function in _SIZED and any(hasattr(a, "shadow") for a in flatten((args[1:], kwargs))[0]):
         raise CaptureError(f"{function.__name__}: got a traced array that says how large the result is, expected numbers")
     like = other(*[stand_in(p) for p in parts])
     if not isinstance(like, np.ndarray | np.generic):
         raise CaptureError(f"{function.__name__}: got a call that gives {type(like).__name__}, expected one array")
-    result = recorder.call(other, "opaque", tuple(parts), np.empty_like(like))
+    result = recorder.call(other, "opaque", parts, np.empty_like(like))
     result.number = isinstance(like, np.generic)
     return result
 

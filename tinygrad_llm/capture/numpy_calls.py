@@ -408,9 +408,8 @@ def record_opaque(recorder: Recorder, function: Any, like: Any, args: Any, optio
     """A function that is not looked into; see tinygrad_llm.ops.opaque."""
     layout = None if like is None else np.empty(*like(*args, **options))
     if any(hasattr(a, "shadow") for a in flatten(([a for a in args if not hasattr(a, "shadow")], options))[0]):
-        parts: list[Any] = []
-        function = library.Other(function, args, options, parts, writes=like is not None)
-        args, options = tuple(parts), {}
+        function, args = library.Other.of(function, args, options, writes=like is not None)
+        options = {}
     kind = "check" if layout is None else "apart" if apart else "opaque"
     return recorder.call(function, kind, args, layout, options)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,12 +19,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.autograd.modes import calling_line, records_graph
+from tinygrad_llm.autograd.modes import LIBRARY, calling_line, records_graph
 from tinygrad_llm.capture import numpy_calls
 from tinygrad_llm.capture.ir import Buffer, Call, CaptureError, View
 from tinygrad_llm.capture.program import Program
-
-_LIBRARY = os.path.dirname(os.path.dirname(os.path.realpath(__file__))) + os.sep
 
 
 class Recorder:
@@ -61,9 +58,10 @@ class Recorder:
 
     # Arrays ----------------------------------------------------------------------------------------------------------
 
-    def new(self, shadow: np.ndarray, kind: str = "temp") -> Traced:
-        """An array of its own buffer, with the layout of a shadow that nothing else uses."""
-        array = Traced(self, Buffer(shadow.nbytes, kind), shadow, shadow)
+    def new(self, shadow: np.ndarray, kind: str = "temp", memory: np.ndarray | None = None) -> Traced:
+        """An array of its own buffer, with the layout of a shadow that nothing else uses, in all of that or of `memory`."""
+        memory = shadow if memory is None else memory
+        array = Traced(self, Buffer(memory.nbytes, kind), shadow, memory)
         return self.owners.setdefault(array.buffer, array)
 
     def trace(self, like: np.ndarray) -> Traced:
@@ -73,11 +71,7 @@ class Recorder:
             return self.new(plain, "input")
         low, high = View(Buffer(0), 0, like.shape, like.strides, like.dtype).span()
         memory = np.empty(high - low, np.uint8)
-        return self._shown(memory, np.ndarray(like.shape, like.dtype, memory, -low, like.strides), "input")
-
-    def _shown(self, memory: np.ndarray, shadow: np.ndarray, kind: str) -> Traced:
-        array = Traced(self, Buffer(memory.nbytes, kind), shadow, memory)
-        return self.owners.setdefault(array.buffer, array)
+        return self.new(np.ndarray(like.shape, like.dtype, memory, -low, like.strides), "input", memory)
 
     def lift(self, array: Any) -> Any:
         """An array that exists, read again at each run. What is traced already, or is no array, stays as it is."""
@@ -102,7 +96,7 @@ class Recorder:
         options: dict[str, Any] | None = None,
     ) -> Any:
         """Write a call down; `out` is a Traced array, a shadow of the layout of a new one, or None. Returns the result."""
-        if np.geterr() != self._errors and "raise" in np.geterr().values():
+        if (errors := np.geterr()) != self._errors and "raise" in errors.values():
             raise CaptureError(f"errstate: got one that raises around {getattr(function, '__name__', function)}, expected none")
         if isinstance(out, np.ndarray):
             out = self.new(out)
@@ -174,7 +168,7 @@ class Recorder:
     def _check(self, a: Tensor) -> None:
         if a._node is not None and a._requires_grad and records_graph():
             raise CaptureError(f"{a._node.op.name}: got the result of an op outside of the function, expected a leaf")
-        if a._hooks is not None and (a._hooks.calls or a._hooks.see_grad):
+        if a._hooks is not None and a._hooks.are_there:
             raise CaptureError("hooks: got a tensor with hooks, which are called in each backward, expected none")
 
     def _scoped(self, vjp: Callable[[Any], Any], op: str, layer: str) -> Callable[[Any], Any]:
@@ -235,7 +229,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         """What isinstance() sees outside of this library: an array, or a scalar of NumPy's."""
-        if sys._getframe(1).f_code.co_filename.startswith(_LIBRARY):
+        if sys._getframe(1).f_code.co_filename.startswith(LIBRARY):
             return Traced
         return self.dtype.type if self.number else np.ndarray
 

@@ -17,7 +17,6 @@ import dis
 import functools
 import gc
 import logging
-import operator
 import os
 import random
 import sys
@@ -35,19 +34,17 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.changes import changes
+from tinygrad_llm.autograd.modes import LIBRARY, NUMPY
 from tinygrad_llm.capture.ir import CaptureError
+from tinygrad_llm.capture.places import NUMBERS, Cell, Contents, Entries, Names, Place, Slots, State, Tensors, Values
+from tinygrad_llm.ops.closures import slot_names
 
-_ABSENT = object()
-_NUMBERS = (int, float, complex, str, bytes, bool, type(None), type(Ellipsis))
-_LEAVES = {*_NUMBERS, BuiltinFunctionType, CodeType, FrameType, slice, range}
-_PLAIN = (*_NUMBERS, np.generic, np.dtype)
-LARGEST = 1 << 26
-"""Bytes of a NumPy array outside of the function that are compared before each replay; a larger one is refused."""
+_LEAVES = {*NUMBERS, BuiltinFunctionType, CodeType, FrameType, slice, range}
 
 _PATHS = sysconfig.get_paths()
 _STANDARD = tuple({os.path.realpath(_PATHS[name]) + os.sep for name in ("stdlib", "platstdlib")})
 _SITE = tuple({os.path.realpath(_PATHS[name]) + os.sep for name in ("purelib", "platlib")})
-_OWN = tuple([os.path.dirname(os.path.realpath(str(path))) + os.sep for path in (np.__file__, os.path.dirname(__file__))])
+_LIBRARIES = ("tinygrad_llm", "numpy")
 
 _CLOCKS = ("time", "perf_counter", "monotonic", "process_time", "thread_time", "time_ns", "perf_counter_ns", "monotonic_ns",
            "process_time_ns")
@@ -55,6 +52,16 @@ _OUTSIDE = [(builtins, "print"), (builtins, "input"), (builtins, "open"), (os, "
 """Functions whose every call matters, or gives something else."""
 _FUNCTIONS = {getattr(module, name) for module, name in _OUTSIDE}
 _LOGGED = logging.Logger._log.__code__
+
+
+def _package(module: Any) -> str:
+    """The first part of a module's name."""
+    return str(module or "").partition(".")[0]
+
+
+def _is_installed(path: str | None) -> bool:
+    """Whether a module's file is the library's, NumPy's, Python's or another installed package's."""
+    return path is not None and path.startswith((LIBRARY, NUMPY, *_STANDARD, *_SITE))
 
 
 def _compares_types(code: CodeType) -> bool:
@@ -68,280 +75,17 @@ def is_users(frame: FrameType) -> bool:
     """Whether a frame runs neither this library's code, nor NumPy's, nor Python's: also of code that was made of a string."""
     code = frame.f_code
     if code not in _known_codes:
-        path, module = code.co_filename, str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        inside = path.startswith(("<frozen", *_OWN)) or (path.startswith(_STANDARD) and not path.startswith(_SITE))
-        _known_codes[code] = not inside and module not in ("tinygrad_llm", "numpy")
+        path = code.co_filename
+        inside = path.startswith(("<frozen", LIBRARY, NUMPY)) or (path.startswith(_STANDARD) and not path.startswith(_SITE))
+        _known_codes[code] = not inside and _package(frame.f_globals.get("__name__")) not in _LIBRARIES
     return _known_codes[code]
 
 
 _known_codes: dict[CodeType, bool] = {}
 
 
-# Places ------------------------------------------------------------------------------------------------------------------
-
-
-class Place:
-    """Something that holds values: what they were, what they are, and how to put them back."""
-
-    __slots__ = ("before", "what")
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.before: Any = self.read()
-
-    def read(self) -> Any:
-        """The values now, as a tuple."""
-        raise NotImplementedError
-
-    def write(self) -> None:
-        """Put them back."""
-
-    def difference(self) -> str | None:
-        """What is not as it was, or None."""
-        now = self.read()
-        if len(now) == len(self.before) and all(map(operator.is_, now, self.before)):
-            return None
-        if len(now) != len(self.before):
-            return f"{self.what} had {len(self.before)} entries and has {len(now)}"
-        for i, (a, b) in enumerate(zip(self.before, now)):
-            if a is not b and not _are_equal(a, b):
-                return f"{self.name_of(i)} was {_shown(a)} and is {_shown(b)}"
-        self.before = now
-        return None
-
-    def name_of(self, i: int) -> str:
-        """What to call the value of a number."""
-        return self.what
-
-
-class Names(Place):
-    """Some entries of a namespace: of a module's globals, of an object, of a class.
-
-    keys    of an object, all names that it has: what is new is taken away again
-    """
-
-    __slots__ = ("keys", "names", "owner", "space")
-
-    def __init__(self, what: str, space: Any, names: tuple[str, ...], owner: Any = None) -> None:
-        self.space, self.names, self.owner = space, names, owner
-        self.keys = None if owner is None or isinstance(owner, type | ModuleType) else tuple(space)
-        super().__init__(what)
-
-    def read(self) -> Any:
-        get = self.space.get
-        return tuple([get(name, _ABSENT) for name in self.names])
-
-    def difference(self) -> str | None:
-        if self.keys is not None and len(self.space) != len(self.keys):
-            new = [name for name in self.space if name not in self.keys]
-            return f"{self.what}.{new[0]} is new" if new else f"{self.what} has lost an attribute"
-        return super().difference()
-
-    def write(self) -> None:
-        for name in [name for name in self.space if name not in self.keys] if self.keys is not None else ():
-            del self.space[name]
-        for name, value in zip(self.names, self.before):
-            if self.space.get(name, _ABSENT) is not value:
-                setattr(self.owner, name, value) if isinstance(self.owner, type) else self.space.__setitem__(name, value)
-        changes.count += 1
-
-    def more(self, names: set[str]) -> None:
-        """Note further names as they are now."""
-        new = tuple([name for name in names if name in self.space and name not in self.names])
-        self.names += new
-        self.before += tuple([self.space[name] for name in new])
-
-    def name_of(self, i: int) -> str:
-        return f"{self.what}.{self.names[i]}" if self.what else self.names[i]
-
-
-class Slots(Place):
-    """The attributes of an object without a namespace."""
-
-    __slots__ = ("names", "owner")
-
-    def __init__(self, what: str, owner: Any, names: tuple[str, ...]) -> None:
-        self.owner, self.names = owner, names
-        super().__init__(what)
-
-    def read(self) -> Any:
-        return tuple([getattr(self.owner, name, _ABSENT) for name in self.names])
-
-    def write(self) -> None:
-        for name, value, now in zip(self.names, self.before, self.read()):
-            if value is not now:
-                setattr(self.owner, name, value) if value is not _ABSENT else delattr(self.owner, name)
-
-    def name_of(self, i: int) -> str:
-        return f"{self.what}.{self.names[i]}"
-
-
-class Cell(Place):
-    """What a function has of the function around it."""
-
-    __slots__ = ("cell",)
-
-    def __init__(self, what: str, cell: Any) -> None:
-        self.cell = cell
-        super().__init__(what)
-
-    def read(self) -> Any:
-        try:
-            return (self.cell.cell_contents,)
-        except ValueError:
-            return (_ABSENT,)
-
-    def write(self) -> None:
-        if self.before[0] is not _ABSENT:
-            self.cell.cell_contents = self.before[0]
-
-
-class Contents(Place):
-    """The members of a list, deque or set."""
-
-    __slots__ = ("container",)
-
-    def __init__(self, what: str, container: Any) -> None:
-        self.container = container
-        super().__init__(what)
-
-    def read(self) -> Any:
-        return tuple(self.container)
-
-    def write(self) -> None:
-        if not (len(self.container) == len(self.before) and all(map(operator.is_, self.container, self.before))):
-            self.container.clear()
-            (self.container.update if isinstance(self.container, set) else self.container.extend)(self.before)
-
-    def name_of(self, i: int) -> str:
-        return f"{self.what}[{i}]"
-
-
-class Entries(Place):
-    """The keys and values of a dict."""
-
-    __slots__ = ("mapping",)
-
-    def __init__(self, what: str, mapping: dict[Any, Any]) -> None:
-        self.mapping = mapping
-        super().__init__(what)
-
-    def read(self) -> Any:
-        return (*self.mapping, *self.mapping.values())
-
-    def write(self) -> None:
-        now = self.read()
-        if not (len(now) == len(self.before) and all(map(operator.is_, now, self.before))):
-            half = len(self.before) // 2
-            self.mapping.clear()
-            self.mapping.update(zip(self.before[:half], self.before[half:]))
-
-    def name_of(self, i: int) -> str:
-        half = len(self.before) // 2
-        return f"{self.what}[{self.before[i % half]!r}]"
-
-
-class Values(Place):
-    """The elements of an array of NumPy's."""
-
-    __slots__ = ("array",)
-
-    def __init__(self, what: str, array: np.ndarray) -> None:
-        if array.nbytes > LARGEST:
-            raise CaptureError(f"{what}: got a NumPy array of {array.nbytes >> 20} MB from outside of the function, expected a "
-                               "tensor or an argument, whose values are read at each call")
-        self.array = array
-        super().__init__(what)
-
-    def read(self) -> Any:
-        return self.array.copy("K")
-
-    def write(self) -> None:
-        if not self._is_same():
-            self.array[...] = self.before
-
-    def difference(self) -> str | None:
-        return None if self._is_same() else f"the array {self.what} was written to"
-
-    def _is_same(self) -> bool:
-        a, b = self.array, self.before
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        if a.dtype.kind in "biuf" and a.itemsize <= 8:  # as bits, of which a nan's are equal too
-            return bool((a.view(f"u{a.itemsize}") == b.view(f"u{a.itemsize}")).all())
-        return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"))
-
-
-class Tensors(Place):
-    """Of tensors that were read: their memory, and whether they want a gradient and have hooks. Their values are read anew."""
-
-    __slots__ = ("tensors",)
-
-    def __init__(self, what: str, tensors: Any) -> None:
-        self.tensors = list(tensors)
-        super().__init__(what)
-
-    def read(self) -> Any:
-        return tuple([part for t in self.tensors for part in (t._array, t._requires_grad, not t._hooks or not (
-            t._hooks.calls or t._hooks.see_grad))])
-
-    def name_of(self, i: int) -> str:
-        return f"{('the memory', 'requires_grad', 'no hooks')[i % 3]} of a tensor {self.tensors[i // 3].shape}"
-
-
-class State(Place):
-    """Where a generator of random numbers stands."""
-
-    __slots__ = ("source",)
-
-    def __init__(self, what: str, source: Any) -> None:
-        self.source = source
-        super().__init__(what)
-
-    def read(self) -> Any:
-        if isinstance(self.source, np.random.Generator):
-            return self.source.bit_generator.state
-        if isinstance(self.source, random.Random):
-            return self.source.getstate()
-        return self.source.get_state(legacy=False)
-
-    def write(self) -> None:
-        if isinstance(self.source, np.random.Generator):
-            self.source.bit_generator.state = self.before
-        elif isinstance(self.source, random.Random):
-            self.source.setstate(self.before)
-        else:
-            self.source.set_state(self.before)
-
-    def difference(self) -> str | None:
-        return None if _frozen(self.read()) == _frozen(self.before) else f"{self.what} was drawn from"
-
-
-def _frozen(state: Any) -> Any:
-    if isinstance(state, dict):
-        return {name: _frozen(value) for name, value in state.items()}
-    return state.tobytes() if isinstance(state, np.ndarray) else state
-
-
-def _are_equal(a: Any, b: Any) -> bool:
-    if type(a) is not type(b):
-        return False
-    if isinstance(a, MethodType):
-        return a.__self__ is b.__self__ and a.__func__ is b.__func__
-    return isinstance(a, _PLAIN) and (a == b if isinstance(a, str | bytes) else repr(a) == repr(b))
-
-
-def _shown(value: Any) -> str:
-    if value is _ABSENT:
-        return "absent"
-    return repr(value)[:60] if isinstance(value, _PLAIN) else f"another {type(value).__name__}"
-
-
 class Effect(CaptureError):
     """A recorded function changed something. What it did was undone: the function may be run as it is, and recorded later."""
-
-
-# Looking ------------------------------------------------------------------------------------------------------------------
 
 
 class Surroundings:
@@ -423,8 +167,8 @@ class Surroundings:
             new = set(code.co_names) - self._names
             self._names |= new
             for place in list(self._spaces.values()) if new else ():
-                if place.owner is not None:
-                    self._space(place.what, place.space, place.owner, new)
+                if place.holder is not None:
+                    self._space(place.what, place.space, place.holder, new)
             self._space("", frame.f_globals, None, set(code.co_names))
             if "type" in code.co_names and _compares_types(code):
                 self._notice(f"{code.co_name} compares type(...), which is another one while it is recorded, with a class")
@@ -468,7 +212,7 @@ class Surroundings:
         elif isinstance(value, ModuleType):
             self._seen[id(value)] = value
             path = getattr(value, "__file__", None)
-            if path is not None and not path.startswith(_OWN) and not path.startswith((*_STANDARD, *_SITE)):
+            if path is not None and not _is_installed(path):
                 self._space(value.__name__, vars(value), value, self._names)
         elif isinstance(value, type):
             self._class(value)
@@ -477,7 +221,7 @@ class Surroundings:
 
     def _function(self, function: FunctionType) -> None:
         self._seen[id(function)] = function
-        if function.__module__ is not None and function.__module__.partition(".")[0] in ("tinygrad_llm", "numpy"):
+        if _package(function.__module__) in _LIBRARIES:
             return
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
             if id(cell) not in self._seen:
@@ -489,10 +233,8 @@ class Surroundings:
 
     def _class(self, kind: type) -> None:
         for base in kind.__mro__:
-            module = sys.modules.get(base.__module__)
-            path = getattr(module, "__file__", None)
-            inside = base.__module__ == "builtins" or (path is not None and path.startswith((*_OWN, *_STANDARD, *_SITE)))
-            if not inside and id(base) not in self._seen:
+            path = getattr(sys.modules.get(base.__module__), "__file__", None)
+            if base.__module__ != "builtins" and not _is_installed(path) and id(base) not in self._seen:
                 self._seen[id(base)] = base
                 self._space(base.__name__, base.__dict__, base, self._names)
 
@@ -502,7 +244,7 @@ class Surroundings:
         self._class(kind)
         if hasattr(kind, "named_modules") and hasattr(kind, "training"):
             self.watched.append(Names(kind.__name__, vars(value), tuple(vars(value)), value))
-            known = kind.__module__.partition(".")[0] == "tinygrad_llm"  # changes nothing but by setting an attribute
+            known = _package(kind.__module__) == "tinygrad_llm"  # changes nothing but by setting an attribute
             for name, member in list(vars(value).items()):
                 if not known or hasattr(member, "named_modules"):
                     self.visit(f"{kind.__name__}.{name}", member)
@@ -510,8 +252,7 @@ class Surroundings:
         if isinstance(value, functools.partial):
             for member in (value.func, value.args, value.keywords):
                 self.visit(what, member)
-        slots = [name for base in kind.__mro__ for name in vars(base).get("__slots__", ()) if not name.startswith("__")]
-        if slots and kind.__module__.partition(".")[0] not in ("builtins", "tinygrad_llm", "numpy"):
+        if (slots := slot_names(kind)) and _package(kind.__module__) not in ("builtins", *_LIBRARIES):
             self.polled.append(Slots(what, value, tuple(slots)))
             for name, member in zip(slots, self.polled[-1].before):
                 self.visit(f"{what}.{name}", member)
@@ -550,24 +291,22 @@ class Surroundings:
 
     def settle(self) -> None:
         """Errors: Effect where anything is not as it was noted."""
-        found = self.problem or self.changed(everything=True)
+        found = self.problem or _first([*self.draws, *self.watched, *self.polled])
         if found is not None:
             raise Effect(f"{found}, expected a function that leaves all but its results as it was")
         self.polled = [place for place in self.polled if not isinstance(place, Names) or place.names or place.keys is not None]
-        self.draws = []
+        self.draws, self._count = [], changes.count
 
     def restore(self) -> None:
         """Put back what was noted."""
         for place in (*self.draws, *self.watched, *self.polled):
             place.write()
 
-    def changed(self, everything: bool = False) -> str | None:
+    def changed(self) -> str | None:
         """What is not as it was noted, in words. Of modules only if any module changed since the last look."""
-        places = [*self.draws, *self.watched, *self.polled] if everything else self.polled
-        found = _first(places)
-        if found is None and self._count != changes.count and not everything:
-            found = _first(self.watched)
-        if found is None:
+        if (found := _first(self.polled)) is not None or self._count == changes.count:
+            return found
+        if (found := _first(self.watched)) is None:
             self._count = changes.count
         return found
 
@@ -581,8 +320,5 @@ def _first(places: list[Place]) -> str | None:
 
 def _is_dead(place: Place) -> bool:
     """Whether nobody but the place has what it is about."""
-    for name in ("owner", "container", "mapping", "array", "cell"):
-        holder = getattr(place, name, None)
-        if holder is not None:
-            return sys.getrefcount(holder) <= 3  # the place's, this function's and the call's
-    return False
+    holder = place.holder
+    return holder is not None and sys.getrefcount(holder) <= 3  # the place's, this function's and the call's

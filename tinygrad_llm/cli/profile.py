@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.capture.compiled import record
 from tinygrad_llm.capture.passes import optimize
 from tinygrad_llm.capture.profile import Profile, Share, peaks, profile, seconds_of
+from tinygrad_llm.capture.recordings import record
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.cli.command import Command, Run, check_writable
 from tinygrad_llm.cli.errors import PROGRAM

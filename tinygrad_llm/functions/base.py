@@ -71,8 +71,7 @@ def to(input: Any, dtype: Any) -> Tensor:
     if dtype == input.dtype:
         return input
     if dtype.kind != "f" or input.dtype.kind != "f" or not (getattr(input, "requires_grad", False) and records_graph()):
-        x = as_values(input)
-        return Tensor.from_array((densely(x) if 0 in x.strides else x).astype(dtype))
+        return Tensor.from_array(densely(as_values(input), dtype))
     return apply(elementwise.cast, input, dtype=dtype)
 
 

@@ -62,7 +62,11 @@ def _not(self: Tensor) -> Tensor:
     return Tensor.from_array(as_values(~as_values(self)))
 
 
-_and, _or, _xor = [_operator(_bitwise(f.__name__, f)) for f in (np.bitwise_and, np.bitwise_or, np.bitwise_xor)]
+COMPARISONS = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
+BITWISE = (np.bitwise_and, np.bitwise_or, np.bitwise_xor)
+NUMPY.update({ufunc: _compare(ufunc) for ufunc in COMPARISONS.values()})
+NUMPY.update({ufunc: _bitwise(ufunc.__name__, ufunc) for ufunc in BITWISE})
+_and, _or, _xor = [_operator(NUMPY[ufunc]) for ufunc in BITWISE]
 METHODS: dict[str, Any] = {
     "__add__": e.add, "__radd__": _reversed(e.add), "__sub__": e.sub, "__rsub__": _reversed(e.sub), "__mul__": e.mul,
     "__rmul__": _reversed(e.mul), "__truediv__": e.div, "__rtruediv__": _reversed(e.div), "__pow__": e.pow,
@@ -70,9 +74,7 @@ METHODS: dict[str, Any] = {
     "__abs__": e.abs, "__getitem__": s.getitem,
     "__mod__": _operator(e.remainder), "__rmod__": _operator(_reversed(e.remainder)),
     "__floordiv__": _operator(e.floor_divide), "__rfloordiv__": _operator(_reversed(e.floor_divide)),
-    "__eq__": _operator(_compare(np.equal)), "__ne__": _operator(_compare(np.not_equal)),
-    "__lt__": _operator(_compare(np.less)), "__le__": _operator(_compare(np.less_equal)),
-    "__gt__": _operator(_compare(np.greater)), "__ge__": _operator(_compare(np.greater_equal)),
+    **{f"__{name}__": _operator(NUMPY[ufunc]) for name, ufunc in COMPARISONS.items()},
     "__and__": _and, "__or__": _or, "__xor__": _xor, "__rand__": _and, "__ror__": _or, "__rxor__": _xor,
     "__invert__": _not,
     "T": property(lambda self: s.permute(self, tuple(reversed(range(self.ndim))))),
@@ -103,8 +105,7 @@ METHODS |= {  # whose arguments are not the function's
     "split": lambda self, split_size, dim=0: s.split(self, split_size, dim),
     "norm": lambda self, p="fro", dim=None, keepdim=False, dtype=None: r.norm(self, p, dim, keepdim, dtype=dtype),
 }
-METHODS |= storage.METHODS | random.METHODS | {name: _compare(ufunc) for name, ufunc in {
-    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}.items()}
+METHODS |= storage.METHODS | random.METHODS | {name: NUMPY[ufunc] for name, ufunc in COMPARISONS.items()}
 _INPLACE = (  # `add_` and so on, where there is an `add`
     "abs", "add", "addmm", "baddbmm", "clamp", "cos", "cumsum", "div", "erf", "exp", "expm1", "index_add", "index_put", "log",
     "log1p", "masked_fill", "mul", "neg", "pow", "reciprocal", "relu", "rsqrt", "scatter_add", "sigmoid", "sign", "sin", "sqrt",
@@ -114,9 +115,6 @@ METHODS |= {f"{name}_": inplace(METHODS[name]) for name in _INPLACE}
 METHODS |= {f"__i{name}__": inplace(METHODS[f"__{name}__"]) for name in (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor",
 )}
-NUMPY.update({ufunc: _compare(ufunc) for ufunc in (
-    np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal)})
-NUMPY.update({ufunc: _bitwise(ufunc.__name__, ufunc) for ufunc in (np.bitwise_and, np.bitwise_or, np.bitwise_xor)})
 for _name, _method in METHODS.items():
     setattr(Tensor, _name, _method)
 for _name, _method in vars(Tensor).items():  # Python's errors call a method by its name

@@ -111,5 +111,9 @@ def _attributes(value: Any) -> list[tuple[str, Any]]:
         return [(key, held) for key, held in vars(value).items() if key != "__wrapped__"]
     if isinstance(value, type | ModuleType | Each) or hasattr(value, "__record_call__") or hasattr(value, "__apply_op__"):
         return []
-    slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if not name.startswith("__")]
-    return [*getattr(value, "__dict__", {}).items(), *[(name, getattr(value, name, None)) for name in slots]]
+    return [*getattr(value, "__dict__", {}).items(), *[(name, getattr(value, name, None)) for name in slot_names(type(value))]]
+
+
+def slot_names(kind: type) -> list[str]:
+    """The names of the slots of its objects, which need not all be filled."""
+    return [name for base in kind.__mro__ for name in vars(base).get("__slots__", ()) if not name.startswith("__")]

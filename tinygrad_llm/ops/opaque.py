@@ -44,11 +44,12 @@ def opaque(like: Like | None, apart: bool = False) -> Callable[[Callable[..., An
     return wrap
 
 
-def densely(x: Any) -> Any:
+def densely(x: Any, dtype: Any = None) -> Any:
     """A copy that keeps the order of x's axes in memory; an axis that x repeats lies where the copy is nearest to row-major."""
-    if 0 not in x.strides:
-        return x.copy("K")
-    return np.logical_or(x, x) if x.dtype == np.bool_ else np.positive(x)  # an iterator's order, which a copy is not given
+    if 0 in x.strides:  # an iterator's order, which a copy is not given
+        x = np.logical_or(x, x) if x.dtype == np.bool_ else np.positive(x)
+        return x if dtype is None else x.astype(dtype)
+    return x.copy("K") if dtype is None else x.astype(dtype)
 
 
 def any_of(condition: Any) -> bool:

@@ -14,9 +14,11 @@ import numpy as np
 from tinygrad_llm.allocator import give_back_freed
 from tinygrad_llm.autograd.modes import is_anomaly_enabled, is_grad_enabled
 from tinygrad_llm.capture import CaptureError
-from tinygrad_llm.capture.compiled import CALLS, FREE, Recording, record
+from tinygrad_llm.capture.compiled import may_record
+from tinygrad_llm.capture.ir import why_refused
 from tinygrad_llm.capture.passes import EXACT, FAST, Pass, optimize, plan_memory
 from tinygrad_llm.capture.program import Program
+from tinygrad_llm.capture.recordings import Recording, record
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.capture.surroundings import Effect
 from tinygrad_llm.nn import Parameter
@@ -60,8 +62,7 @@ class CapturedGradients:
         if isinstance(error, Effect) and self._key not in self._effects:
             self._effects.add(self._key)
             return
-        why = str(error) if isinstance(error, CaptureError) else f"{type(error).__name__}: {error}"
-        warnings.warn(f"training runs without capture: {why}", RuntimeWarning, stacklevel=3)
+        warnings.warn(f"training runs without capture: {why_refused(error)}", RuntimeWarning, stacklevel=3)
         self.eager = EagerGradients(self.model, self.trained, self.total, self.present)
 
     def _run(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[float]:
@@ -86,14 +87,14 @@ class CapturedGradients:
         """The program of such a part. The first of several writes this worker's sum, further ones add to it; one alone is
         added to that of all workers while it is made."""
         key = (part.ids.shape, part.targets.shape, part.ids.dtype, part.targets.dtype, first, alone)
-        news, self._key = "a batch of another shape", key
+        known, news, self._key = self._programs.get(key, []), "a batch of another shape", key
         self._steps += 1
-        for step in self._programs.get(key, []):
+        for step in known:
             if (why := step.around.changed()) is None:
                 self._programs.move_to_end(key)
                 return step
             news = why
-        if self._recorded >= FREE and self._recorded * CALLS > self._steps:
+        if not may_record(self._recorded, self._steps):
             raise CaptureError(f"it was recorded {self._recorded} times in {self._steps} steps; what is new: {news}")
         self._recorded += 1
         recording = self._record(part)
@@ -103,7 +104,7 @@ class CapturedGradients:
         step = (Step(recording, program, found, self.total) if alone
                 else SumStep(recording, program, found, self._own, first))
         give_back_freed()
-        self._programs[key] = [step, *self._programs.get(key, [])][:VARIANTS]
+        self._programs[key] = [step, *known][:VARIANTS]
         self._programs.move_to_end(key)
         if len(self._programs) > SHAPES:
             self._programs.popitem(last=False)

@@ -71,15 +71,14 @@ class Trainer:
         if start_method not in (None, *multiprocessing.get_all_start_methods()):
             raise ValueError(f"start_method: got {start_method!r}, expected None or one of "
                              f"{', '.join(multiprocessing.get_all_start_methods())}")
-        self._is_adamw, self._told = _is_adamw(optimizer), False
-        if workers not in ("auto", 1) and not self._is_adamw:
+        if workers not in ("auto", 1) and not _steps_plainly(optimizer):
             raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected AdamW with more than one worker")
-        if capture and getattr(type(optimizer), "step", None) is not AdamW.step:
+        if capture and not _is_adamw(optimizer):
             raise TypeError(f"optimizer: got {type(optimizer).__name__}, expected AdamW with capture")
         self.model: Any = model
         self.optimizer, self.schedule, self.grad_clip, self.accumulate = optimizer, schedule, grad_clip, accumulate
         self.workers, self.automatic, self.start_method = workers, workers == "auto", start_method
-        self.capture = capture
+        self.capture, self._told = capture, False
         self._team: Team | None = None
         self.steps_done, self.lr = 0, math.nan
         self._grad_norm: float | None = math.nan
@@ -150,7 +149,7 @@ class Trainer:
         """How many workers there are for batches of so many rows and tokens; what "auto" means is decided only once."""
         if self.workers == "auto":
             parameters = sum(p.size for p in self._parameters())
-            self.workers = choose_workers(rows, tokens, parameters) if self._is_adamw else 1
+            self.workers = choose_workers(rows, tokens, parameters) if _steps_plainly(self.optimizer) else 1
         return int(self.workers)
 
     @property
@@ -212,12 +211,11 @@ class Trainer:
         if self.workers == 1 and (not self.capture or not self._can_be_captured(ids, targets)):
             self.close()
             return None
-        if self._team is not None and not self._team.is_of(self.model, self.optimizer, self.accumulate):
-            self.close()
         _check_batch(self.model, ids, targets)
         if (count := self.settle_workers(len(ids), ids.size)) == 1 and not self.capture:
             return None
-        if self._team is None or self._team.closed or not self._team.fits(ids.size):
+        made_for = self.model, self.optimizer, self.accumulate
+        if self._team is None or self._team.closed or not (self._team.is_of(*made_for) and self._team.fits(ids.size)):
             self.close()
             try:
                 self._team = Team(self.model, self.optimizer, count, ids.size, self.accumulate, self.start_method,
@@ -232,7 +230,7 @@ class Trainer:
     def _can_be_captured(self, ids: np.ndarray, targets: np.ndarray) -> bool:
         """Whether a step is what a program repeats: on a batch that has rows, with AdamW's own step."""
         why = None
-        if not _is_adamw(self.optimizer):
+        if not _steps_plainly(self.optimizer):
             why = f"got {type(self.optimizer).__name__} with a step of its own, expected AdamW's"
         elif not _has_rows(ids, targets):
             why = (f"got ids of shape {ids.shape} and {ids.dtype}, and targets of {targets.shape} and {targets.dtype}, "
@@ -271,8 +269,13 @@ class Trainer:
 
 
 def _is_adamw(optimizer: Any) -> bool:
-    """Whether its step is AdamW's: no subclass's, and not wrapped on the instance."""
-    return getattr(type(optimizer), "step", None) is AdamW.step and "step" not in vars(optimizer)
+    """Whether its class steps as AdamW does."""
+    return getattr(type(optimizer), "step", None) is AdamW.step
+
+
+def _steps_plainly(optimizer: Any) -> bool:
+    """Whether its step is AdamW's, and not wrapped on the instance."""
+    return _is_adamw(optimizer) and "step" not in vars(optimizer)
 
 
 def _has_rows(ids: np.ndarray, targets: np.ndarray) -> bool:
