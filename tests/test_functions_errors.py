@@ -6,6 +6,7 @@ libraries. Both take it, and then shapes, dtypes and values are equal; or both r
 got and what it expected. DIFFERENCES lists what is otherwise, each with its reason; none of them may be out of date.
 """
 
+import contextlib
 import itertools
 import math
 import warnings
@@ -237,7 +238,11 @@ def same(ours, theirs):
 
 
 def reasons(name, args):
-    return [why for why, names, which in DIFFERENCES if name.strip() in names.split() and which(*args)]
+    found = []
+    for why, names, which in DIFFERENCES:
+        with contextlib.suppress(AttributeError):  # of an argument that is no tensor
+            found += [why] if name.strip() in names.split() and which(*args) else []
+    return found
 
 
 @pytest.fixture(autouse=True)
@@ -254,10 +259,34 @@ def test_what_torch_refuses_is_refused_and_what_it_takes_is_taken(name):
     assert fails == []
 
 
+STRANGE = ["a", b"a", None, {}, {"a": 1}, object(), [None], [object()], print, float, 0.5]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_is_no_argument_at_all_is_refused_by_its_name(name):
+    good = next(args for args in itertools.product(*TABLE[name]) if not empty(args) and outcome(tg, name, args)[1] is None)
+    is_method, is_random = name.startswith((".", "getitem")), "dropout" in name
+    fails = []
+    for place, strange in itertools.product(range(is_method, len(good)), STRANGE):
+        args = (*good[:place], strange, *good[place + 1 :])
+        line = mistake(name, args)
+        as_tensor = strange == 0.5 and isinstance(good[place], Drawn | None)
+        known = (as_tensor and line.startswith("taken")) or (strange is None and reasons(name, args)) or (is_random and place)
+        if line and not known:
+            fails.append(f"{place}: {strange!r}: {line}")
+    assert fails == []
+
+
 @pytest.mark.parametrize(("why", "names", "which"), DIFFERENCES, ids=[d[0] for d in DIFFERENCES])
 def test_no_difference_is_out_of_date(why, names, which):
     rows = [(name, args) for name in TABLE if name.strip() in names.split() for args in itertools.product(*TABLE[name])]
     assert any(mistake(name, args) for name, args in rows if which(*args))
+
+
+def test_an_integer_that_no_array_could_have_is_refused():
+    for call_it in (lambda: tg.ones(2, 3).split(1 << 70), lambda: tg.zeros(1 << 63), lambda: tg.ones(2).select(0, -1 << 64)):
+        with pytest.raises(ValueError, match=r"got -?\d+, expected an integer of at most 64 bits"):
+            call_it()
 
 
 def test_every_function_is_in_the_table():

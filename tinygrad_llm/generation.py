@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def generate(
     _check_count("max_new_tokens", max_new_tokens, 0)
     _check_sampling(temperature, top_k, top_p)
     choose = _chooser(temperature, top_k, top_p, chosen("generator", generator))
-    return _tokens(model, context, max_new_tokens, config.context_length, choose, frozenset(map(int, stop_ids)))
+    return _tokens(model, context, max_new_tokens, config.context_length, choose, _checked_stop_ids(stop_ids))
 
 
 def _tokens(
@@ -237,7 +238,10 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def _checked_ids(ids: Any, vocab_size: int) -> list[int]:
-    array = np.asarray(ids)
+    try:
+        array = np.asarray(ids)
+    except ValueError:
+        raise ValueError(f"ids: got {ids!r}, expected the tokens of one sequence, in a row") from None
     if array.ndim != 1 or not array.size:
         raise ValueError(f"ids: got shape {array.shape}, expected at least one token in a row")
     if array.dtype.kind not in "iu":
@@ -247,6 +251,13 @@ def _checked_ids(ids: Any, vocab_size: int) -> list[int]:
         where = int(np.argmax(outside))
         raise IndexError(f"ids[{where}]: got {array[where]}, expected an id in [0, {vocab_size})")
     return array.tolist()
+
+
+def _checked_stop_ids(stop_ids: Any) -> frozenset[int]:
+    try:
+        return frozenset([operator.index(i) for i in stop_ids])
+    except TypeError:
+        raise TypeError(f"stop_ids: got {stop_ids!r}, expected a list of integers") from None
 
 
 def _checked_stops(stop: str | Sequence[str]) -> tuple[str, ...]:

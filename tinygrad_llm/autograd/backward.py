@@ -360,7 +360,10 @@ def _first_cotangent(i: int, tensor: Any, gradient: Any, create_graph: bool) -> 
             raise AutogradError(f"backward: gradient: got None for a tensor of shape {tensor.shape}, expected a gradient "
                                 "of that shape (it is implied for a single element only)")
         gradient = np.ones(tensor.shape, tensor.dtype)
-    array = as_values(gradient) if hasattr(gradient, "dtype") else np.asarray(gradient, dtype=tensor.dtype)
+    try:
+        array = as_values(gradient) if hasattr(gradient, "dtype") else np.asarray(gradient, dtype=tensor.dtype)
+    except (TypeError, ValueError):
+        raise AutogradError(f"backward: gradient: got {gradient!r}, expected numbers of shape {tensor.shape}") from None
     if array.shape != tensor.shape:
         raise AutogradError(f"backward: gradient: got shape {array.shape}, expected {tensor.shape}")
     if array.dtype != tensor.dtype:

@@ -61,8 +61,9 @@ def save_checkpoint(
     full or the folder cannot be written: then no temporary file is left and what was at `path` still is.
     """
     path = Path(path)
-    if not isinstance(metadata, Mapping):
-        raise TypeError(f"metadata: got {type(metadata).__name__}, expected a dict")
+    for name, given in (("tensors", tensors), ("metadata", metadata)):
+        if not isinstance(given, Mapping):
+            raise TypeError(f"{name}: got {type(given).__name__}, expected a dict")
     everything = {name: _checked(name, array) for name, array in tensors.items()}
     encoded = encode(metadata, "metadata", everything)
     arrays = {name: _little_endian(name, array) for name, array in everything.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+import reprlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -25,17 +26,46 @@ _SPELLINGS = {"axis": "dim", "keepdims": "keepdim"}
 
 
 def spelled(function: F) -> F:
-    """The function, with `axis` and `keepdims` taken for dim and keepdim, as torch takes them; its dtype is a dtype."""
+    """The function, with `axis` and `keepdims` taken for dim and keepdim, as torch takes them, and what NumPy takes for its
+    first tensor. Errors: TypeError where that is nothing of numbers, where keepdim is no boolean, or dtype no dtype."""
+    name, places = function.__name__, list(inspect.signature(function).parameters)
+    keepdim = places.index("keepdim") if "keepdim" in places else len(places)
+    first = places[0] if places[0] != "tensors" else None
 
     @functools.wraps(function)
     def call(*args: Any, **options: Any) -> Any:
         if options:
             options = {_SPELLINGS.get(name, name): value for name, value in options.items()}
             if options.get("dtype") is not None:
-                options["dtype"] = dtype_of(function.__name__, options["dtype"])
+                options["dtype"] = dtype_of(name, options["dtype"])
+            if "keepdim" in options:
+                flag(name, "keepdim", options["keepdim"])
+            if first in options:
+                options[first] = tensor_like(name, first, options[first])
+        if args and first is not None and not hasattr(args[0], "ndim"):
+            args = (tensor_like(name, first, args[0]), *args[1:])
+        if len(args) > keepdim:
+            flag(name, "keepdim", args[keepdim])
         return function(*args, **options)
 
     return call  # type: ignore[return-value]
+
+
+def flag(name: str, argument: str, value: Any) -> bool:
+    """A boolean argument. Errors: TypeError for what is none, 1 too, as in torch."""
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise TypeError(f"{name}: {argument}: got {value!r}, expected True or False")
+
+
+def tensor_like(name: str, argument: str, value: Any) -> Any:
+    """as_array_like. Errors: TypeError that names the argument."""
+    if hasattr(value, "ndim"):
+        return value
+    try:
+        return as_array_like(value)
+    except TypeError as error:
+        raise TypeError(f"{name}: {argument}: {str(error).removeprefix('operand: ')}") from None
 
 
 def as_operand(value: Any) -> Any:
@@ -50,13 +80,20 @@ def as_operand(value: Any) -> Any:
 def as_array_like(value: Any) -> Any:
     """A tensor or an array as it is; anything else as a constant tensor, a float as float32.
 
-    Errors: TypeError for a sequence of tensors (such as max(dim) returns), whose gradients would be lost.
+    Errors: TypeError for what holds no numbers; also for a sequence of tensors (such as max(dim) returns), whose gradients
+    would be lost.
     """
     if isinstance(value, Tensor | np.ndarray):
         return value
     if isinstance(value, tuple | list) and any(isinstance(v, Tensor) for v in value):
         raise TypeError(f"operand: got a {type(value).__name__} of tensors, expected one tensor; stack() makes one of several")
-    return Tensor.from_array(value if hasattr(value, "__record_call__") else as_array(value))
+    if hasattr(value, "__record_call__"):
+        return Tensor.from_array(value)
+    try:
+        return Tensor.from_array(as_array(value))
+    except TypeError:
+        raise TypeError(f"operand: got {reprlib.repr(value)} of type {type(value).__name__}, expected a tensor, an array or "
+                        "real numbers") from None
 
 
 def no_view(result: Tensor) -> Tensor:
@@ -81,7 +118,7 @@ def to(input: Any, dtype: Any) -> Tensor:
 def dtype_of(name: str, dtype: Any) -> np.dtype:
     """An argument that names a dtype. Errors: TypeError for what names none, or none of numbers."""
     try:
-        found = None if dtype is None else np.dtype(dtype)  # NumPy's None is float64
+        found = None if dtype is None or isinstance(dtype, Tensor | np.ndarray) else np.dtype(dtype)  # NumPy's None is float64
     except TypeError:
         found = None
     if found is None or found.kind not in "biufc":
@@ -168,7 +205,7 @@ def floating(input: Any) -> Any:
 
 def numeric(name: str, input: Any) -> Any:
     """An operand, or DtypeError where it is of booleans, which torch refuses to negate or to order."""
-    x = as_array_like(input)
+    x = tensor_like(name, "input", input)
     if x.dtype == np.bool_:
         raise DtypeError(f"{name}: input: got dtype bool, expected numbers")
     return x
@@ -176,7 +213,7 @@ def numeric(name: str, input: Any) -> Any:
 
 def only_floats(name: str, input: Any) -> Any:
     """An operand, or DtypeError where it is not floating: torch refuses the mean of integers."""
-    x = as_array_like(input)
+    x = tensor_like(name, "input", input)
     if x.dtype.kind not in INEXACT:
         raise DtypeError(f"{name}: input: got dtype {x.dtype}, expected a floating dtype")
     return x
@@ -310,10 +347,14 @@ def only(name: str, argument: str, value: Any) -> None:
 
 
 def whole(name: str, argument: str, value: Any) -> int:
-    """An integer argument as an int. Errors: TypeError for what is none, 1.0 and True too, as in torch."""
+    """An integer argument as an int. Errors: TypeError for what is none, 1.0 and True too, as in torch; ArgumentError for one
+    of more than 64 bits."""
     if not isinstance(value, bool):
         with suppress(TypeError):
-            return operator.index(value)
+            number = operator.index(value)
+            if -(1 << 63) <= number < 1 << 63:
+                return number
+            raise ArgumentError(f"{name}: {argument}: got {value!r}, expected an integer of at most 64 bits")
     raise TypeError(f"{name}: {argument}: got {value!r}, expected an integer")
 
 
@@ -347,15 +388,19 @@ def sizes_of(name: str, argument: str, size: Sequence[Any]) -> tuple[int, ...]:
     return whole_tuple(name, argument, size[0] if len(size) == 1 and isinstance(size[0], tuple | list) else size)
 
 
-def variadic(argument: str) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+def variadic(argument: str, name: str | None = None) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """f(x, 2, 3), f(x, (2, 3)) and f(x, argument=(2, 3)) mean the same: the function is given one tuple of integers."""
 
     def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        called = name or function.__name__
+
         @functools.wraps(function)
         def call(input: Any, *sizes: Any, **options: Any) -> Tensor:
             if argument in options:
                 sizes = (*sizes, options.pop(argument))
-            return function(input, sizes_of(function.__name__, argument, sizes), **options)
+            if not hasattr(input, "ndim"):
+                input = tensor_like(called, "input", input)
+            return function(input, sizes_of(called, argument, sizes), **options)
 
         return call
 

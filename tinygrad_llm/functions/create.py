@@ -11,7 +11,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.vectorizing import alike
-from tinygrad_llm.functions.base import sizes_of, taking, to
+from tinygrad_llm.functions.base import sizes_of, taking, tensor_like, to
 from tinygrad_llm.ops import ArgumentError, ShapeError
 from tinygrad_llm.ops.numbers import held
 
@@ -98,12 +98,14 @@ def full(size: Any, fill_value: Any, *, dtype: Any = None, requires_grad: bool =
 @taking("device", "pin_memory")
 def zeros_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Zeros of input's shape and, by default, dtype."""
+    input = tensor_like("zeros_like", "input", input)
     return for_each(zeros(input.shape, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad), input)
 
 
 @taking("device", "pin_memory")
 def ones_like(input: Any, *, dtype: Any = None, requires_grad: bool = False) -> Tensor:
     """Ones of input's shape and, by default, dtype."""
+    input = tensor_like("ones_like", "input", input)
     return for_each(ones(input.shape, dtype=input.dtype if dtype is None else dtype, requires_grad=requires_grad), input)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply, as_index, unwrap_index
-from tinygrad_llm.functions.base import as_array_like, axis_of, no_view, only, spelled
+from tinygrad_llm.functions.base import as_array_like, axis_of, flag, no_view, only, spelled
 from tinygrad_llm.functions.elementwise import add, broadcast_shape, mul, where
 from tinygrad_llm.functions.shapes import broadcast_to, copied, getitem, reshape
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, shape
@@ -100,13 +101,15 @@ def scatter_add(input: Any, dim: int, index: Any, src: Any) -> Tensor:
     return add(input, _placed(values, places, input.shape, index))
 
 
+@spelled
 def index_put(input: Any, indices: Sequence[Any], values: Any, accumulate: bool = False) -> Tensor:
     """input with values, broadcast to input[indices], in those places; or added there, repeated places adding up.
 
     Without accumulate the last value of a repeated place stays, and takes the whole gradient.
     """
-    if not isinstance(indices, tuple | list):
-        raise TypeError(f"index_put: indices: got {type(indices).__name__}, expected a tuple of tensors")
+    flag("index_put", "accumulate", accumulate)
+    if not isinstance(indices, tuple | list) or any(i is None for i in indices):
+        raise TypeError(f"index_put: indices: got {reprlib.repr(indices)}, expected a tuple of tensors")
     index = unwrap_index(tuple(indices))
     places = _positions("index_put", input.shape, index)
     given = broadcast_to(_like("index_put", "values", input, values), places.shape)

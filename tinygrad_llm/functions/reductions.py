@@ -195,7 +195,10 @@ def var(
         dim, unbiased = None, dim
     if unbiased is not None and correction is not None:
         raise TypeError(f"var: correction: got {correction!r} beside unbiased = {unbiased!r}, expected one of them")
-    return _var(only_floats("var", input), dim, unbiased in (None, True) if correction is None else correction, keepdim)
+    less: float = unbiased in (None, True) if correction is None else correction
+    if not isinstance(less, numbers.Real):
+        raise TypeError(f"var: correction: got {correction!r}, expected a number")
+    return _var(only_floats("var", input), dim, less, keepdim)
 
 
 @in_single

@@ -40,7 +40,7 @@ def reshape(input: Any, shape: Any) -> Tensor:
     return apply(moves.reshape, input, shape=shape)
 
 
-@variadic("size")
+@variadic("size", name="view")
 def _view(input: Any, size: Any, dtype: Any = None) -> Tensor:
     if dtype is not None:
         return _reinterpreted(input, dtype_of("view", dtype))
@@ -73,6 +73,7 @@ def _reinterpreted(input: Tensor, dtype: np.dtype) -> Tensor:
     return out
 
 
+@spelled
 def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     """Axes start_dim to end_dim as one; where they are one already, the tensor itself, as in torch."""
     start, end = axis_of("flatten", input, start_dim, "start_dim"), axis_of("flatten", input, end_dim, "end_dim")
@@ -110,6 +111,7 @@ def permute(input: Any, dims: Any) -> Tensor:
     return apply(moves.permute, input, dims=dims)
 
 
+@spelled
 def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
     """Axes dim0 and dim1 exchanged."""
     first, second = axis_of("transpose", input, dim0, "dim0"), axis_of("transpose", input, dim1, "dim1")
@@ -119,11 +121,13 @@ def transpose(input: Any, dim0: int, dim1: int) -> Tensor:
     return permute(input, dims)
 
 
+@spelled
 def swapaxes(input: Any, axis0: int, axis1: int) -> Tensor:
     """NumPy's name of transpose."""
     return transpose(input, axis0, axis1)
 
 
+@spelled
 def t(input: Any) -> Tensor:
     """A matrix transposed; vectors and 0-d stay as they are."""
     if input.ndim > 2:
@@ -131,6 +135,7 @@ def t(input: Any) -> Tensor:
     return permute(input, tuple(reversed(range(input.ndim))))
 
 
+@spelled
 def movedim(input: Any, source: Dim, destination: Dim) -> Tensor:
     """The axes `source` at the places `destination`; the others keep their order."""
     several = isinstance(source, tuple | list), isinstance(destination, tuple | list)
@@ -157,6 +162,7 @@ def flip(input: Any, dims: Any) -> Tensor:
     return apply(moves.flip, input, dims=axes_of("flip", input, dims_of("flip", input, dims)) if dims else ())
 
 
+@spelled
 def roll(input: Any, shifts: int | tuple[int, ...], dims: Dim = ()) -> Tensor:
     """Elements moved by shifts along dims, those that fall off coming in at the other end; without dims, as if flattened."""
     by = whole_tuple("roll", "shifts", shifts if isinstance(shifts, tuple | list) else (shifts,))
@@ -313,6 +319,7 @@ def getitem(input: Any, index: Any) -> Tensor:
 # Parts of matrices -------------------------------------------------------------------------------------------------------
 
 
+@spelled
 def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
     """The elements [..., i, i + offset] of axes dim1 and dim2, as the last axis, in input's memory."""
     one, two = _split_axis("diagonal", input, dim1, "dim1"), axis_of("diagonal", input, dim2, "dim2")
@@ -322,12 +329,14 @@ def diagonal(input: Any, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tenso
     return apply(moves.diagonal, movedim(input, (one, two), (-2, -1)), offset=offset)
 
 
+@spelled
 def triu(input: Any, diagonal: int = 0) -> Tensor:
     """The elements [..., i, j] with j − i ≥ diagonal; the others 0."""
     least = whole("triu", "diagonal", diagonal)
     return _part("triu", input, lambda ahead: ahead >= least)
 
 
+@spelled
 def tril(input: Any, diagonal: int = 0) -> Tensor:
     """The elements [..., i, j] with j − i ≤ diagonal; the others 0."""
     most = whole("tril", "diagonal", diagonal)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.functions import create, elementwise, reductions, shapes
-from tinygrad_llm.functions.base import axis_of, dims_of, dtype_of, only, spelled, to
+from tinygrad_llm.functions.base import axis_of, dims_of, dtype_of, only, spelled, tensor_like, to
 from tinygrad_llm.ops import DtypeError
 from tinygrad_llm.ops.opaque import as_values
 from tinygrad_llm.ops.reduce import axes_of
@@ -157,7 +157,8 @@ METHODS: dict[str, Any] = {
     "round": round,
     "isnan": _constant(np.isnan), "isinf": _constant(np.isinf), "isfinite": _constant(np.isfinite),
     "any": _truth("any", np.any), "all": _truth("all", np.all), "nonzero": nonzero,
-    "equal": lambda self, other: bool(np.array_equal(np.asarray(self), np.asarray(other))),
+    "equal": lambda self, other: bool(
+        np.array_equal(np.asarray(self), np.asarray(tensor_like("equal", "other", other)))),
     "allclose": lambda self, other, rtol=1e-5, atol=1e-8, equal_nan=False: bool(
-        np.allclose(np.asarray(self), np.asarray(other), rtol, atol, equal_nan)),
+        np.allclose(np.asarray(self), np.asarray(tensor_like("allclose", "other", other)), rtol, atol, equal_nan)),
 }

@@ -38,12 +38,14 @@ from tinygrad_llm.functions import (
 )
 from tinygrad_llm.functions.base import (
     as_array_like,
+    flag,
     guarded,
     in_single,
     no_view,
     only,
     only_floats,
     promoted,
+    tensor_like,
     whole,
     whole_tuple,
 )
@@ -152,6 +154,7 @@ def rms_norm(input: Any, normalized_shape: int | tuple[int, ...], weight: Any = 
     """weight · x / √(E[x²] + eps), over the trailing axes normalized_shape; eps by default that of the dtype."""
     x, rows, shape = _rows("rms_norm", input, normalized_shape)
     eps = float(np.finfo(x.dtype).eps) if eps is None else eps
+    weight = None if weight is None else tensor_like("rms_norm", "weight", weight)
     if weight is not None and weight.dtype != x.dtype and weight.shape == shape:
         return to(mul(rms_norm(x, shape, None, eps), weight), x.dtype)  # which torch takes, here alone
     if len(shape) == 1:
@@ -179,7 +182,7 @@ def embedding(
     that are looked up and longer, by norm_type, than that. scale_grad_by_freq divides gradients by how often a row occurs.
     """
     only("embedding", "sparse", sparse)
-    ids = as_values(input)
+    ids, weight = as_values(input), tensor_like("embedding", "weight", weight)
     if weight.ndim != 2:
         raise ShapeError(f"embedding: weight: got shape {weight.shape}, expected 2 axes")
     if max_norm is not None:
@@ -233,8 +236,8 @@ def dropout(
         raise ValueError(f"dropout: p: got {p!r}, expected a probability in [0, 1]")
     if inplace:
         return in_place(dropout)(input, p, training, generator=generator)
-    x = as_operand(input)
-    if not training or p == 0:
+    x = tensor_like("dropout", "input", input)
+    if not flag("dropout", "training", training) or p == 0:
         return x
     like, recorder = as_values(x), active_recorder()
     kept = _uniform(like if recorder is None else recorder.for_drawing(like), chosen("dropout: generator", generator)) >= p
@@ -313,7 +316,7 @@ def _masked(scores: Tensor, attn_mask: Any, is_causal: bool) -> tuple[Tensor, An
         return where(look_ahead(*scores.shape[-2:]), -np.inf, scores), None
     if attn_mask is None:
         return scores, None
-    mask = as_operand(attn_mask)
+    mask = tensor_like("scaled_dot_product_attention", "attn_mask", attn_mask)
     if mask.dtype.kind not in "bf" or broadcast_shape("attention", query=scores.shape, attn_mask=mask.shape) != scores.shape:
         raise ShapeError(f"scaled_dot_product_attention: attn_mask: got {mask.dtype} of shape {mask.shape}, expected booleans "
                          f"or floats that broadcast to {scores.shape}")
@@ -370,6 +373,8 @@ def linear_cross_entropy(
     """
     x, t = only_floats("linear_cross_entropy", input), as_values(target)
     ignored = -100 if ignore_index is None else ignore_index
+    linear_weight = tensor_like("linear_cross_entropy", "linear_weight", linear_weight)
+    linear_bias = None if linear_bias is None else tensor_like("linear_cross_entropy", "linear_bias", linear_bias)
     _check_linear("linear_cross_entropy", x, linear_weight, linear_bias)
     if weight is not None or label_smoothing or t.dtype.kind not in "iu" or x.ndim != 2 or linear_weight.ndim != 2:
         rows = linear_weight if linear_weight.ndim == 2 else reshape(linear_weight, -1, linear_weight.shape[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import signal
 import sys
 import time
@@ -79,6 +80,8 @@ class Fitting:
 
     def __init__(self, trainer: Trainer, batches: Iterable[Batch], options: Options) -> None:
         self.trainer, self.options = trainer, options
+        if not isinstance(batches, Iterable) and not hasattr(batches, "__next__"):
+            raise TypeError(f"batches: got {type(batches).__name__}, expected a BatchLoader, or an iterable of (ids, targets)")
         self.batches: Any = batches if hasattr(batches, "__next__") else iter(batches)  # a BatchLoader's next() has no end
         self.losses: list[float] = []
         self.tokens, self.seconds = 0, 0.0
@@ -148,10 +151,13 @@ class Fitting:
 
     def _next_batch(self) -> Batch:
         try:
-            return next(self.batches)
+            batch = next(self.batches)
         except StopIteration:
             raise ValueError(f"batches: got an end after {self.trainer.steps_done} steps, expected enough for "
                              f"{self.options.steps}; a BatchLoader has no end") from None
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise TypeError(f"batches: got {reprlib.repr(batch)}, expected (ids, targets), int [B, T] each")
+        return batch[0], batch[1]
 
     # What is due -----------------------------------------------------------------------------------------------------
 

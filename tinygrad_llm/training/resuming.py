@@ -47,6 +47,8 @@ def load_model(path: str | PathLike[str]) -> LoadedModel:
     The model is in eval mode. metadata has step, config, dtype, tokenizer, about, evaluation and path.
     Raises FileNotFoundError where there is nothing, CheckpointError for what is no good checkpoint of a model.
     """
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"path: got {path!r}, expected the path of a checkpoint, or of a run's folder")
     tensors, metadata, source = _read(Path(path))
     try:
         config = TransformerConfig.from_dict(metadata["config"])
