@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
+from tinygrad_llm.capture import rationing
+
 # `ci` draws the same values every time: a red commit is red because of what it changed. `nightly` is where new values
 # are explored. No deadlines: a first call pays for imports, and the machine is shared.
 COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
@@ -25,6 +27,8 @@ if PROFILE == "ci":
     providers._get_local_constants = providers.Constants
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+rationing.FREE = 1 << 30  # whatever is new is recorded, so that it is tested: what a recording costs is another matter
 
 # A shell starts background jobs with Ctrl-C ignored, and their children inherit that; tests of Ctrl-C need it back.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

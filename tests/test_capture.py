@@ -27,7 +27,7 @@ from tinygrad_llm.optim import AdamW
 @pytest.fixture
 def _recorded_freely(monkeypatch):
     """As often as anything is new."""
-    monkeypatch.setattr("tinygrad_llm.capture.compiled.FREE", 1000)
+    monkeypatch.setattr("tinygrad_llm.capture.rationing.FREE", 1000)
 
 
 def floats(*shape, seed=0, dtype=np.float32):
@@ -45,7 +45,7 @@ def test_one_program_for_each_layout_and_constant():
     for _ in range(2):
         for a, n in calls:
             assert same(double(a, n), a * n)
-    assert double.recorded == len(calls)
+    assert double.ration.recorded == len(calls)
     assert same(double(x, n=2), x * 2)
     assert double.reason is None
 
@@ -66,11 +66,11 @@ def test_the_oldest_unused_program_is_dropped():
     step = compile(lambda x: x + 1, programs=2)
     for n in (1, 2, 1, 3):
         step(floats(n))
-    assert step.recorded == 3
+    assert step.ration.recorded == 3
     step(floats(1))
-    assert step.recorded == 3
+    assert step.ration.recorded == 3
     step(floats(2))
-    assert step.recorded == 4
+    assert step.ration.recorded == 4
     assert len(step._ready) == 2
 
 
@@ -158,7 +158,7 @@ def test_gradients_that_the_function_takes_away_are_gone():
         assert same(layer.bias.grad.numpy(), np.full(2, 4, np.float32))
     replay(tg.tensor(x), True)
     assert layer.bias.grad is None
-    assert replay.recorded == 3  # with gradients of before and without, but not last
+    assert replay.ration.recorded == 3  # with gradients of before and without, but not last
 
 
 def test_arguments_get_their_gradients_each_call_its_own():

@@ -716,22 +716,3 @@ def test_the_environment_checks_everything(monkeypatch):
 def test_a_check_is_a_number_of_calls(check):
     with pytest.raises(ValueError, match=r"check: got .*, expected 'always' or a number of calls"):
         compile(np.tanh, check=check)
-
-
-def test_what_is_always_new_is_not_recorded_each_time():
-    f = compile(lambda x, step: x * step)
-    with pytest.warns(RuntimeWarning, match=r"recorded more often than replayed, 4 times in \d+ calls.* what was new") as heard:
-        found = [f(X, 1e-3 / (step + 1)) for step in range(50)]
-    same(found, [X * (1e-3 / (step + 1)) for step in range(50)])
-    assert len(heard) == 1
-    assert f.recorded <= 5
-
-
-@pytest.mark.filterwarnings("ignore:.*recorded more often")
-def test_many_lengths_in_turn_keep_the_programs_there_are():
-    f = compile(lambda x: np.tanh(x).sum())
-    for _ in range(20):
-        for n in range(1, 13):
-            same(f(X[0, :1].repeat(n)), np.tanh(X[0, :1].repeat(n)).sum())
-    assert f.recorded < 15
-    assert f.replayed > 60

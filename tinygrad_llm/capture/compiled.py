@@ -11,6 +11,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from tinygrad_llm.capture.listing import first_difference
 from tinygrad_llm.capture.passes import DEFAULT, Pass, optimize
 from tinygrad_llm.capture.places import are_same
 from tinygrad_llm.capture.program import Program
+from tinygrad_llm.capture.rationing import Ration
 from tinygrad_llm.capture.recordings import Output, Recording, array_of, record
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.capture.surroundings import Effect
@@ -33,14 +35,8 @@ from tinygrad_llm.ops import Op
 PROGRAMS = 8
 """How many programs a compiled function keeps: one for each layout of its arguments, the oldest unused is dropped."""
 
-FREE, CALLS, ASKED = 4, 100, 256
-"""How many recordings a compiled function may make at once; one more in how many calls, of a layout among the last ASKED that
-came without a program. A recording takes as long as 6 to 30 calls."""
-
-
-def may_record(recorded: int, calls: int) -> bool:
-    """Whether one more recording is worth its time after so many recordings in so many calls."""
-    return recorded < FREE or recorded * CALLS <= calls
+ASKED = 256
+"""How many layouts without a program are remembered: what came twice may come again, and be worth a recording."""
 
 
 class CaptureMismatch(AssertionError):
@@ -70,13 +66,11 @@ class Compiled:
         self.function, self.passes, self.limit = function, tuple(passes), programs
         self.check = 1 if check == "always" or os.environ.get("TINYGRAD_LLM_CAPTURE") == "check" else int(check)
         self.reason: str | None = None
-        self._told = False
         self._effects: list[Any] = []
         self._methods: dict[int, Compiled] = {}
-        self.recorded = self.replayed = self.calls = 0
-        self._asked: list[Any] = []
+        self.ration = Ration()
+        self._asked: OrderedDict[Any, None] = OrderedDict()
         self._ready: OrderedDict[Any, list[_Program]] = OrderedDict()
-        self._news: list[str] = []
         self._lock = threading.RLock()
         functools.update_wrapper(self, function, updated=())
 
@@ -86,7 +80,6 @@ class Compiled:
             return self.function(*args, **kwargs)
         with self._lock:
             leaves, rebuild = flatten((args, kwargs))
-            self.calls += 1
             refused: Exception | None = None
             try:
                 key = _key(leaves, rebuild)
@@ -95,10 +88,10 @@ class Compiled:
                 refused = error
             else:
                 if program is not None:
-                    self.replayed += 1
-                    run = self._run if not self.check or self.replayed % self.check else self._checked
-                    return run(program, leaves, rebuild)
+                    return self._replayed(program, leaves, rebuild)
+        began = perf_counter()
         result = self.function(*args, **kwargs)
+        self.ration.add_run(perf_counter() - began)
         if isinstance(refused, Effect) and key not in self._effects:
             self._effects = [key, *self._effects][:ASKED]  # what it did is done now, perhaps for good: a table that it keeps
         elif refused is not None:
@@ -145,29 +138,39 @@ class Compiled:
                 news = why
         if not (always or self._is_worth_it(key, news)):
             return None
-        self.recorded += 1
-        recording = self._record(leaves, rebuild)
-        program = _Program(recording, Replay(optimize(recording.program, self.passes)), _gradients(recording.seen, leaves))
-        self._ready[key] = [program, *known][: self.limit]
+        made: _Program | None = None
+        began = perf_counter()
+        try:
+            recording = self._record(leaves, rebuild)
+            made = _Program(recording, Replay(optimize(recording.program, self.passes)), _gradients(recording.seen, leaves))
+        finally:
+            self.ration.add_recording(perf_counter() - began, made is not None)
+        self._ready[key] = [made, *known][: self.limit]
         self._ready.move_to_end(key)
         if len(self._ready) > self.limit:
             self._ready.popitem(last=False)
-        return program
+        return made
 
     def _is_worth_it(self, key: Any, news: str) -> bool:
-        """Whether to record once more: the first few times, and then one call in many, of what has been seen before."""
-        if self.recorded < FREE:
+        """Whether to record once more: at first, and then what has been seen before, where it does not take too long."""
+        known, self._asked[key] = key in self._asked, None
+        self._asked.move_to_end(key)
+        if len(self._asked) > ASKED:
+            self._asked.popitem(last=False)
+        if self.ration.allows(known):
             return True
-        before, self._asked = key in self._asked, [key, *self._asked][:ASKED]
-        if before and may_record(self.recorded, self.calls):
-            return True
-        self._news = [*self._news, news][-3:]
-        if self.calls > 2 * FREE and 2 * self.recorded > self.replayed and not self._told:
-            self._told = True
-            counts = f"{self.recorded} times in {self.calls} calls"
-            warnings.warn(f"{_name(self.function)} was recorded more often than replayed, {counts}, and runs without capture "
-                          f"for now; what was new: {'; '.join(self._news)}", RuntimeWarning, stacklevel=4)
+        if (said := self.ration.told(news)) is not None:
+            warnings.warn(f"{_name(self.function)}: {said}", RuntimeWarning, stacklevel=4)
         return False
+
+    def _replayed(self, program: _Program, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Any:
+        began = perf_counter()
+        if self.check and (self.ration.replayed + 1) % self.check == 0:
+            result = self._checked(program, leaves, rebuild)
+        else:
+            result = self._run(program, leaves, rebuild)
+        self.ration.add_replay(perf_counter() - began)
+        return result
 
     def _checked(self, program: _Program, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Any:
         """The result, after the function as it is has given the same bits. Errors: CaptureMismatch."""

@@ -8,6 +8,7 @@ is all in it, so passes (tinygrad_llm.capture.passes) may change, move and drop 
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -92,6 +93,10 @@ class View:
         """Whether it shows each byte of its buffer once."""
         return self.nbytes == self.buffer.nbytes and self.size * self.dtype.itemsize == self.nbytes
 
+    def at(self, buffer: Buffer) -> View:
+        """The same part of another buffer."""
+        return type(self)(buffer, self.offset, self.shape, self.strides, self.dtype)
+
     def is_contiguous(self) -> bool:
         """Whether its elements lie in row-major order without gaps."""
         return self.strides == c_strides(self.shape, self.dtype.itemsize) or self.size <= 1
@@ -144,17 +149,23 @@ class Call:
     layer: str = ""
     line: str = ""
 
-    @property
+    def but(self, **changes: Any) -> Call:
+        """A copy in which these attributes are others."""
+        changed = object.__new__(Call)
+        vars(changed).update(vars(self))
+        vars(changed).update(changes)
+        vars(changed).pop("reads", None)
+        return changed
+
+    @functools.cached_property
     def reads(self) -> list[View]:
         """The views among its arguments."""
         return [a for a in self.args if isinstance(a, View)]
 
     def buffers(self) -> Iterator[Buffer]:
         """All that it touches."""
-        for view in self.reads:
-            yield view.buffer
-        if self.out is not None:
-            yield self.out.buffer
+        own = [view.buffer for view in self.reads]
+        return iter(own if self.out is None else [*own, self.out.buffer])
 
     @property
     def name(self) -> str:

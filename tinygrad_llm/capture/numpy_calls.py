@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,13 +87,15 @@ def _broadcast(shadows: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
 
 def _core_shadow(shadows: Sequence[np.ndarray], dtype: Any, ufunc: np.ufunc) -> np.ndarray:
     """The same for ufuncs with core axes: matmul, vecdot, matvec, vecmat."""
-    inputs, output = _signature(ufunc, [s.ndim for s in shadows])
+    inputs, output = _signature(ufunc, tuple([s.ndim for s in shadows]))
     sizes: dict[Any, int] = {}
     for shadow, axes in zip(shadows, inputs):
         for axis, n in zip(axes, shadow.shape[shadow.ndim - len(axes) :]):
             if sizes.setdefault(axis, n) != n:
                 raise ValueError(f"{ufunc.__name__}: got shapes {[s.shape for s in shadows]}, whose axes {axis} differ")
     core = tuple([sizes[axis] for axis in output])
+    if all(s.ndim == len(axes) for s, axes in zip(shadows, inputs)):
+        return np.empty(core, dtype)
     loops = [np.lib.stride_tricks.as_strided(s, s.shape[: s.ndim - len(a)], s.strides[: s.ndim - len(a)])
              for s, a in zip(shadows, inputs)]
     order = _broadcast(loops, dtype)
@@ -102,7 +105,8 @@ def _core_shadow(shadows: Sequence[np.ndarray], dtype: Any, ufunc: np.ufunc) -> 
     return out.transpose(*back, *range(order.ndim, out.ndim))
 
 
-def _signature(ufunc: np.ufunc, ndims: Sequence[int]) -> tuple[list[list[str]], list[str]]:
+@functools.cache
+def _signature(ufunc: np.ufunc, ndims: tuple[int, ...]) -> tuple[list[list[str]], list[str]]:
     """([["n", "k"], ["k", "m"]], ["n", "m"]) for "(n?,k),(k,m?)->(n?,m?)"; an axis n? that an operand lacks is in none."""
     assert ufunc.signature is not None
     left, right = ufunc.signature.split("->")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import operator
 import sys
 import weakref
 from collections.abc import Callable, Iterator
@@ -83,11 +84,12 @@ class Recorder:
 
     def view(self, x: Any) -> Any:
         """What a call holds of an argument: the view of an array, anything else itself."""
-        if isinstance(x, Traced):
-            return View(x.buffer, _address(x.shadow) - _address(x.memory), x.shape, x.strides, x.dtype)
-        if isinstance(x, np.ndarray):
-            return self.view(self.lift(x))
-        return x
+        if type(x) is not Traced:
+            return self.view(self.lift(x)) if isinstance(x, np.ndarray) else x
+        if x.seen is None:
+            offset = 0 if x.shadow is x.memory else _address(x.shadow) - _address(x.memory)
+            x.seen = View(x.buffer, offset, x.shadow.shape, x.shadow.strides, x.shadow.dtype)
+        return x.seen
 
     # Calls -----------------------------------------------------------------------------------------------------------
 
@@ -213,34 +215,41 @@ def _untraced(method: F) -> F:
     return call  # type: ignore[return-value]
 
 
+_LIBRARYS: set[str] = set()
+"""Files of this library, as far as they have asked for the class of a Traced array."""
+
+
 class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     """An array without values: ndarray's interface, as far as layout goes; every computation is recorded.
 
     number    it stands for a NumPy scalar, which nothing can write to: a sum of everything, an element
     """
 
-    __slots__ = ("__weakref__", "buffer", "memory", "number", "recorder", "shadow")
+    __slots__ = ("__weakref__", "buffer", "memory", "number", "recorder", "seen", "shadow")
     __array_priority__ = 1000
 
     def __init__(self, recorder: Recorder, buffer: Buffer, shadow: np.ndarray, memory: np.ndarray) -> None:
         self.recorder, self.buffer, self.shadow, self.memory, self.number = recorder, buffer, shadow, memory, False
+        self.seen: View | None = None
         recorder._made.append(weakref.ref(self))
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
         """What isinstance() sees outside of this library: an array, or a scalar of NumPy's."""
-        if sys._getframe(1).f_code.co_filename.startswith(LIBRARY):
+        path = sys._getframe(1).f_code.co_filename
+        if path in _LIBRARYS or path.startswith(LIBRARY):
+            _LIBRARYS.add(path)
             return Traced
         return self.dtype.type if self.number else np.ndarray
 
-    shape = property(lambda self: self.shadow.shape)
-    dtype = property(lambda self: self.shadow.dtype)
-    strides = property(lambda self: self.shadow.strides)
-    ndim = property(lambda self: self.shadow.ndim)
-    size = property(lambda self: self.shadow.size)
-    itemsize = property(lambda self: self.shadow.itemsize)
-    nbytes = property(lambda self: self.shadow.nbytes)
-    flags = property(lambda self: self.shadow.flags)
+    shape = property(operator.attrgetter("shadow.shape"))
+    dtype = property(operator.attrgetter("shadow.dtype"))
+    strides = property(operator.attrgetter("shadow.strides"))
+    ndim = property(operator.attrgetter("shadow.ndim"))
+    size = property(operator.attrgetter("shadow.size"))
+    itemsize = property(operator.attrgetter("shadow.itemsize"))
+    nbytes = property(operator.attrgetter("shadow.nbytes"))
+    flags = property(operator.attrgetter("shadow.flags"))
     T = property(lambda self: self.show(self.shadow.T))
     mT = property(lambda self: self.show(self.shadow.mT))
 

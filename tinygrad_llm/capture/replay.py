@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Mapping
@@ -148,7 +147,7 @@ def _turn(call: Call, start: int, end: int) -> Call:
         offset = x.offset if x.buffer.kind == "tile" else x.offset + start * x.strides[0]
         return View(x.buffer, offset, (end - start, *x.shape[1:]), x.strides, x.dtype)
 
-    return dataclasses.replace(call, args=tuple([part(a) for a in call.args]), out=part(call.out))
+    return call.but(args=tuple([part(a) for a in call.args]), out=part(call.out))
 
 
 def aligned(nbytes: int) -> np.ndarray:

@@ -73,15 +73,18 @@ def _compares_types(code: CodeType) -> bool:
 
 def is_users(frame: FrameType) -> bool:
     """Whether a frame runs neither this library's code, nor NumPy's, nor Python's: also of code that was made of a string."""
-    code = frame.f_code
-    if code not in _known_codes:
-        path = code.co_filename
-        inside = path.startswith(("<frozen", LIBRARY, NUMPY)) or (path.startswith(_STANDARD) and not path.startswith(_SITE))
-        _known_codes[code] = not inside and _package(frame.f_globals.get("__name__")) not in _LIBRARIES
-    return _known_codes[code]
+    path = frame.f_code.co_filename
+    if path in _known_files:
+        return False
+    if path.startswith(("<frozen", LIBRARY, NUMPY)) or (path.startswith(_STANDARD) and not path.startswith(_SITE)):
+        if path != _LOGGED.co_filename:
+            _known_files.add(path)
+        return False
+    return _package(frame.f_globals.get("__name__")) not in _LIBRARIES
 
 
-_known_codes: dict[CodeType, bool] = {}
+_known_files: set[str] = set()
+"""Files that are not the user's, as far as they have been met."""
 
 
 class Effect(CaptureError):
@@ -148,9 +151,11 @@ class Surroundings:
 
     def _called(self, frame: FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
+        if code.co_filename in _known_files:  # the library's, as nearly all are
+            return None
         if code is _LOGGED:
             self._notice("it writes to a log")
-        if not _known_codes.get(code, True) or not is_users(frame):  # the library's, as nearly all are
+        if not is_users(frame):
             return None
         frame.f_trace_lines = False
         self._enter(frame, code)

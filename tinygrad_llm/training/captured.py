@@ -7,22 +7,22 @@ import math
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from tinygrad_llm.allocator import give_back_freed
 from tinygrad_llm.autograd.modes import is_anomaly_enabled, is_grad_enabled
-from tinygrad_llm.capture import CaptureError
-from tinygrad_llm.capture.compiled import may_record
 from tinygrad_llm.capture.ir import why_refused
 from tinygrad_llm.capture.passes import EXACT, FAST, Pass, optimize, plan_memory
 from tinygrad_llm.capture.program import Program
+from tinygrad_llm.capture.rationing import Ration
 from tinygrad_llm.capture.recordings import Recording, record
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.capture.surroundings import Effect
 from tinygrad_llm.nn import Parameter
-from tinygrad_llm.training.shards import EagerGradients, Gradients, Part
+from tinygrad_llm.training.shards import EagerGradients, Part
 from tinygrad_llm.training.turns import Sum, added, told
 
 SHAPES, VARIANTS = 4, 4
@@ -37,25 +37,33 @@ class CapturedGradients:
     ) -> None:
         self.passes = tuple(step for step in passes if step is not plan_memory)  # which comes last, when the sums are there
         self.model, self.trained, self.total, self.present = model, trained, total, present
-        self.eager: Gradients | None = None
+        self.refused = False
+        self.ration: Any = None
         self._effects: set[Any] = set()
         self._key: Any = None
-        self._steps = self._recorded = 0
+        self._asked: set[Any] = set()
         self._programs: OrderedDict[Any, list[Step]] = OrderedDict()
 
     def __call__(self, parts: Sequence[Part]) -> list[float]:
-        if self.eager is None and not is_anomaly_enabled() and is_grad_enabled() and parts:
+        refused: Exception | None = None
+        self.ration = self.ration or Ration(len(parts))
+        began = perf_counter()
+        if not self.refused and not is_anomaly_enabled() and is_grad_enabled() and parts:
             try:
                 steps = [self._step(part, first=i == 0, alone=len(parts) == 1) for i, part in enumerate(parts)]
             except Exception as error:  # the model's own, if it raises one without capture as well
                 refused = error
             else:
-                return self._run(steps, parts)
-            losses = EagerGradients(self.model, self.trained, self.total, self.present)(parts)
+                if (ready := [step for step in steps if step is not None]) == steps:
+                    losses = self._run(ready, parts)
+                    self.ration.add_replay(perf_counter() - began)
+                    return losses
+        began = perf_counter()
+        losses = EagerGradients(self.model, self.trained, self.total, self.present)(parts)
+        self.ration.add_run(perf_counter() - began)
+        if refused is not None:
             self._refuse(refused)
-            return losses
-        eager = self.eager or EagerGradients(self.model, self.trained, self.total, self.present)
-        return eager(parts)
+        return losses
 
     def _refuse(self, error: Exception) -> None:
         """No more capture; after an effect only if it is not done once for all, as a table that the model keeps."""
@@ -63,7 +71,7 @@ class CapturedGradients:
             self._effects.add(self._key)
             return
         warnings.warn(f"training runs without capture: {why_refused(error)}", RuntimeWarning, stacklevel=3)
-        self.eager = EagerGradients(self.model, self.trained, self.total, self.present)
+        self.refused = True
 
     def _run(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[float]:
         losses: list[float] = []
@@ -83,20 +91,35 @@ class CapturedGradients:
         arrays = self.total.arrays
         return list(arrays) if self.total.is_first else [np.zeros(a.shape, a.dtype) for a in arrays]
 
-    def _step(self, part: Part, first: bool, alone: bool) -> Step:
-        """The program of such a part. The first of several writes this worker's sum, further ones add to it; one alone is
-        added to that of all workers while it is made."""
+    def _step(self, part: Part, first: bool, alone: bool) -> Step | None:
+        """The program of such a part; None where it is not worth recording one. The first of several writes this worker's sum,
+        further ones add to it; one alone is added to that of all workers while it is made."""
         key = (part.ids.shape, part.targets.shape, part.ids.dtype, part.targets.dtype, first, alone)
-        known, news, self._key = self._programs.get(key, []), "a batch of another shape", key
-        self._steps += 1
+        known, news, self._key = self._programs.get(key, []), f"a batch of shape {part.ids.shape}", key
         for step in known:
             if (why := step.around.changed()) is None:
                 self._programs.move_to_end(key)
                 return step
             news = why
-        if not may_record(self._recorded, self._steps):
-            raise CaptureError(f"it was recorded {self._recorded} times in {self._steps} steps; what is new: {news}")
-        self._recorded += 1
+        asked = key in self._asked
+        self._asked.add(key)
+        if not self.ration.allows(asked):
+            if (said := self.ration.told(news)) is not None:
+                warnings.warn(f"training: {said}", RuntimeWarning, stacklevel=4)
+            return None
+        made: Step | None = None
+        began = perf_counter()
+        try:
+            made = self._recorded(part, first, alone)
+        finally:
+            self.ration.add_recording(perf_counter() - began, made is not None)
+        self._programs[key] = [made, *known][:VARIANTS]
+        self._programs.move_to_end(key)
+        if len(self._programs) > SHAPES:
+            self._programs.popitem(last=False)
+        return made
+
+    def _recorded(self, part: Part, first: bool, alone: bool) -> Step:
         recording = self._record(part)
         index = {id(p): i for i, p in enumerate(self.trained)}
         found = {index[id(p)]: output for p, output in recording.leaves if id(p) in index}
@@ -104,10 +127,6 @@ class CapturedGradients:
         step = (Step(recording, program, found, self.total) if alone
                 else SumStep(recording, program, found, self._own, first))
         give_back_freed()
-        self._programs[key] = [step, *known][:VARIANTS]
-        self._programs.move_to_end(key)
-        if len(self._programs) > SHAPES:
-            self._programs.popitem(last=False)
         return step
 
     def _record(self, part: Part) -> Recording:

@@ -49,7 +49,7 @@ def common_calls(program: Program) -> Program:
 
 def _key(call: Call) -> tuple[Any, ...]:
     """Equal for calls that give the same in the same layout; numbers by their text, as 0.0 == -0.0 == False."""
-    out = None if call.out is None else dataclasses.replace(call.out, buffer=_ANY)
+    out = None if call.out is None else call.out.at(_ANY)
     return call.function, repr(call.options), out, *[a if isinstance(a, View) else (type(a), repr(a)) for a in call.args]
 
 
@@ -73,13 +73,13 @@ def _is_plain(x: Any) -> bool:
 
 def renamed(call: Call, same: dict[Buffer, Buffer]) -> Call:
     """The call with other buffers."""
-    if not any(b in same for b in call.buffers()):
+    if same.keys().isdisjoint(call.buffers()):
         return call
 
     def rename(x: Any) -> Any:
-        return dataclasses.replace(x, buffer=same.get(x.buffer, x.buffer)) if isinstance(x, View) else x
+        return x.at(same[x.buffer]) if isinstance(x, View) and x.buffer in same else x
 
-    return dataclasses.replace(call, args=tuple([rename(a) for a in call.args]), out=rename(call.out))
+    return call.but(args=tuple([rename(a) for a in call.args]), out=rename(call.out))
 
 
 def writes(program: Program) -> Counter[Buffer]:
@@ -104,7 +104,7 @@ def sink_copies(program: Program) -> Program:
         maker = calls[made]
         place = _redirected(maker, copy)
         if place is not None and not _disturbed(calls[made:k], place):
-            calls[made], calls[k] = dataclasses.replace(maker, out=place), None
+            calls[made], calls[k] = maker.but(out=place), None
             if writers[place.buffer] == 1:
                 makers[place.buffer] = made
     return dataclasses.replace(program, calls=[call for call in calls if call is not None])
@@ -120,7 +120,7 @@ def _without_whole_copies(program: Program) -> Program:
         if copy.kind != "copy" or not isinstance(copy.args[0], View):
             continue
         source, target = copy.args[0], copy.out
-        alike = source.is_whole() and dataclasses.replace(source, buffer=target.buffer) == target
+        alike = source.is_whole() and source.at(target.buffer) == target
         if (alike and source.buffer.kind == "temp" and source.buffer not in same and writers[target.buffer] == 1
                 and last.get(source.buffer, k) < k):
             same[source.buffer], calls[k] = target.buffer, None

@@ -47,12 +47,12 @@ def dense_operands(program: Program, few: int = FEW) -> Program:
                 copies[key] = whole_of(np.array(np.broadcast_to(_array(a), call.out.shape), call.out.dtype, order="C"))
             elif key not in copies or writers[a.buffer] > 1:
                 copies[key] = fresh(call.out.shape, call.out.dtype)
-                calls.append(dataclasses.replace(call, function=kernels.copy, kind="copy", args=(a,), out=copies[key]))
+                calls.append(call.but(function=kernels.copy, kind="copy", args=(a,), out=copies[key]))
             args.append(copies[key])
         out = call.out if _is_dense(call.out) else fresh(call.out.shape, call.out.dtype)
-        calls.append(dataclasses.replace(call, args=tuple(args), out=out))
+        calls.append(call.but(args=tuple(args), out=out))
         if out is not call.out:
-            calls.append(dataclasses.replace(call, function=kernels.copy, kind="copy", args=(out,), out=call.out))
+            calls.append(call.but(function=kernels.copy, kind="copy", args=(out,), out=call.out))
     return dataclasses.replace(program, calls=calls)
 
 

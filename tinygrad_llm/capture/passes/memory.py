@@ -19,9 +19,12 @@ def plan_memory(program: Program) -> Program:
     program = _in_place(program)
     lives = {b: life for b, life in lifetimes(program).items() if b.kind in ("temp", "tile")}
     places: dict[Buffer, int] = {}
+    placed: list[tuple[Buffer, int, int, int]] = []
     for buffer in sorted(lives, key=lambda b: (-b.nbytes, lives[b])):
-        taken = [(places[b], places[b] + b.nbytes) for b in places if _meet(lives[b], lives[buffer])]
+        first, last = lives[buffer]
+        taken = [(at, at + b.nbytes) for b, at, start, end in placed if start <= last and first <= end]
         places[buffer] = _first_gap(taken, buffer.nbytes)
+        placed.append((buffer, places[buffer], first, last))
     arena = max((at + b.nbytes for b, at in places.items()), default=0)
     return dataclasses.replace(program, places=places, arena=arena)
 
@@ -100,10 +103,6 @@ def _layout(v: View) -> tuple[object, ...]:
 
 def _fills(view: View) -> bool:
     return view.is_whole() or (view.buffer.kind == "tile" and view.size * view.dtype.itemsize >= view.buffer.nbytes)
-
-
-def _meet(a: tuple[int, int], b: tuple[int, int]) -> bool:
-    return a[0] <= b[1] and b[0] <= a[1]
 
 
 def _first_gap(taken: list[tuple[int, int]], nbytes: int) -> int:

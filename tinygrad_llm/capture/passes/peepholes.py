@@ -32,9 +32,9 @@ def _improved(call: Call) -> Call:
     assert call.out is not None
     if not any(isinstance(v, Rows) or not v.is_contiguous() for v in (rows, call.out)):  # then all axes of rows are one
         n = math.prod(rows.shape[:-1])
-        return dataclasses.replace(call, function=np.matmul, args=(_seen_as(rows, (n, vector.size)), vector),
+        return call.but(function=np.matmul, args=(_seen_as(rows, (n, vector.size)), vector),
                                    out=_seen_as(call.out, (n,)))
-    return dataclasses.replace(call, function=np.matmul)
+    return call.but(function=np.matmul)
 
 
 def _seen_as(view: View, shape: tuple[int, ...]) -> View:

@@ -28,6 +28,8 @@ REACH = 24
 
 def row_tiles(program: Program, tile: int = TILE) -> Program:
     """The program with loops over rows."""
+    if not any(_is_larger(view, tile) for call in program.flat() for view in (call.out, *call.reads)):
+        return program  # a loop would have one turn
     pending = list(program.calls)
     rows = [_row_forms(call) if isinstance(call, Call) else {} for call in pending]
     counts = {count for forms in rows for count in forms}
@@ -44,6 +46,10 @@ def row_tiles(program: Program, tile: int = TILE) -> Program:
         items.append(_loop([rows[j][count] for j in group], count, tile) if len(group) > 1 else call)
         placed[i] = True
     return _with_tile_buffers(dataclasses.replace(program, calls=items))
+
+
+def _is_larger(view: View | None, tile: int) -> bool:
+    return view is not None and view.size * view.dtype.itemsize > tile
 
 
 # Row forms -----------------------------------------------------------------------------------------------------------
@@ -83,7 +89,7 @@ def _row_form(call: Call, lead: int, rows: int) -> Call | None:
     args = [_argument(call, a, lead, rows, depth, core) for a in call.args]
     if not isinstance(out, Rows) or None in args:
         return None
-    return dataclasses.replace(call, args=tuple([a for (a,) in args]), out=out, options=options)  # type: ignore[misc]
+    return call.but(args=tuple([a for (a,) in args]), out=out, options=options)  # type: ignore[misc]
 
 
 def _is_reduced_by_row(call: Call, lead: int) -> bool:
@@ -115,7 +121,7 @@ def _split(form: Call, rows: int, each: int) -> Call:
     options = form.options
     if form.kind == "reduce":
         options = options | {"axis": tuple([axis + 1 for axis in options["axis"]])}
-    return dataclasses.replace(form, args=tuple([split(a) for a in form.args]), out=split(form.out), options=options)
+    return form.but(args=tuple([split(a) for a in form.args]), out=split(form.out), options=options)
 
 
 def _core_axes(call: Call) -> int:
@@ -264,7 +270,7 @@ def _local(loop: Loop, users: dict[Buffer, set[int]]) -> Loop:
             return x
         return Rows(small[x.buffer], x.offset, (loop.step, *x.shape[1:]), x.strides, x.dtype)
 
-    calls = [dataclasses.replace(c, args=tuple([shrunk(a) for a in c.args]), out=shrunk(c.out)) for c in loop.calls]
+    calls = [c.but(args=tuple([shrunk(a) for a in c.args]), out=shrunk(c.out)) for c in loop.calls]
     return dataclasses.replace(loop, calls=calls)
 
 

@@ -1,0 +1,66 @@
+"""How often a function may be recorded: a recording takes as long as many calls, and a layout may never come again."""
+
+from __future__ import annotations
+
+FREE = 1
+"""How many recordings are made at once, whatever they cost."""
+SHARE = 0.15
+"""Further ones may take what replays have saved, and this share of the time that all calls would have taken without capture."""
+OFTEN = 16
+"""After how many calls it is said that most were no replays."""
+
+
+class Ration:
+    """The time that recordings may take, and what they have taken: whatever comes, all is at most 1 + SHARE times as slow as
+    without capture, but for the first recording. Times are in seconds.
+
+    recorded    how many recordings there were that gave a program
+    replayed    how many calls were replays
+    """
+
+    def __init__(self, free: int = 1) -> None:
+        self._free, self._told = max(free, FREE), False
+        self.recorded = self.replayed = self._tried = self._runs = 0
+        self._news: list[str] = []
+        self._recording = self._replaying = self._running = 0.0
+
+    def allows(self, known: bool) -> bool:
+        """Whether one more recording is worth its time, of what was called before (known) or never.
+
+        A function that has changed something in its first recording may be recorded once more. After that it must have run as
+        it is, and so have said how long that takes.
+        """
+        if self._tried < self._free * (2 if known and not self.recorded else 1):
+            return True
+        if not known or not self._runs:
+            return False
+        mean = self._running / self._runs
+        without = self._running + self.replayed * mean
+        saved = self.replayed * mean - self._replaying
+        return self._recording * (1 + 1 / self._tried) <= SHARE * without + saved
+
+    def told(self, news: str) -> str | None:
+        """What to say, once, if most calls were no replays. news is what was new in one that is not recorded."""
+        self._news, calls = [*self._news, news][-3:], self.replayed + self._runs
+        if self._told or calls < OFTEN or self.replayed >= calls / 2:
+            return None
+        self._told = True
+        return (f"in {calls} calls it was recorded {self.recorded} times and replayed {self.replayed} times; the others ran "
+                "without capture, for a recording takes as long as many calls, and must save as much. What was new in the "
+                f"last: {'; '.join(self._news)}")
+
+    def add_recording(self, seconds: float, good: bool) -> None:
+        """A recording took so long."""
+        self._tried += 1
+        self.recorded += good
+        self._recording += seconds
+
+    def add_replay(self, seconds: float) -> None:
+        """A replay took so long."""
+        self.replayed += 1
+        self._replaying += seconds
+
+    def add_run(self, seconds: float) -> None:
+        """The function as it is took so long."""
+        self._runs += 1
+        self._running += seconds
