@@ -169,17 +169,20 @@ def freezing(wrap):
 
 def a_parameter_and_a_module_that_are_replaced(wrap):
     m = Toy()
-    f = wrap(m.loss)
+    f = wrap(lambda *batch: m.loss(*batch).detach())
     first = f(INPUTS, TARGETS)
     m.o.weight = tg.nn.Parameter(tg.zeros(9, 4))
     second = f(INPUTS, TARGETS)
     m.o = tg.nn.Linear(4, 9, bias=False)
-    return first.detach(), second.detach(), f(INPUTS, TARGETS).detach()
+    return first, second, f(INPUTS, TARGETS)
 
 
 def weights_that_a_trainer_moves(capture):
     m = Toy()
-    ev = compile(m.loss) if capture else m.loss
+    def ev(*batch):
+        return m.loss(*batch).detach()
+
+    ev = compile(ev) if capture else ev
     first = ev(INPUTS, TARGETS).item()
     with Trainer(m, AdamW(m.parameters(), lr=0.1), capture=capture) as trainer:
         trainer.step(INPUTS, TARGETS)
@@ -189,10 +192,10 @@ def weights_that_a_trainer_moves(capture):
 
 def data_of_a_weight(wrap):
     w = tg.nn.Parameter(tg.ones(4))
-    f = wrap(lambda x: (w * x).sum())
+    f = wrap(lambda x: (w * x).sum().detach())
     first = f(X)
     w.data = tg.ones(4) * 3
-    return first.detach(), f(X).detach()
+    return first, f(X)
 
 
 # What it does besides -----------------------------------------------------------------------------------------------------
@@ -609,15 +612,18 @@ CAPTURED = (
     lists_and_dicts, arrays_outside, a_mask_with_another_number_of_places, a_read_only_array_that_is_unlocked, modes, freezing,
     a_parameter_and_a_module_that_are_replaced, weights_that_a_trainer_moves, data_of_a_weight, a_table_made_at_first_use,
     gradients_cleared_that_are_not_used, what_isinstance_says, copies, numbers_as_results, constants_as_results, strides,
-    a_module_inside_of_a_module, a_method, transforms, a_gradient_through_it, pickled, an_optimizer_that_is_replaced,
+    a_method, pickled, an_optimizer_that_is_replaced,
     the_environment, a_part_that_is_replaced, numbers_of_the_model, losses_of_other_kinds, counters_and_defaults,
 )
 FALLS_BACK = {
     a_running_mean: "kept after the call", a_counter: r"Counting\.calls", lists_that_are_filled: "kept after|changes|entries",
-    the_last_loss: "kept after the call", objects_as_results: "kept after", generators_and_maps_as_results: "kept after",
+    the_last_loss: "kept after the call", objects_as_results: "results: got a Out",
+    generators_and_maps_as_results: "results: got a generator",
     drawn_by_numpy: "drawn from", an_optimizer_inside: r"AdamW\.step: got a call while", zeros_inside: "zero_: got a write",
+    a_module_inside_of_a_module: "lead to parameters", transforms: "lead to parameters",
+    a_gradient_through_it: "lead to parameters",
     a_hook: "hooks: got a tensor with hooks", repeats_among_the_arguments: "how large the result is",
-    rows_that_numpy_shuffles: "shuffling", a_refusal_that_is_swallowed: "a value of an array",
+    rows_that_numpy_shuffles: r"calls warn\(\)", a_refusal_that_is_swallowed: "a value of an array",
     a_graph_that_begins_outside: "outside of the function", a_step_of_its_own: "a step of its own",
     what_is_logged: "writes to a log", what_type_says: "compares type", what_is_printed: "calls print",
     values_in_a_loss: "a value of an array|tolist",
@@ -665,7 +671,7 @@ def test_it_is_captured_and_right(program):
 def test_it_is_right_and_says_why_it_is_not_captured(program):
     found, heard = run(program, True)
     same(found, run(program, False)[0])
-    assert len(heard) == (2 if program is what_is_logged else 1)
+    assert len(heard) == (2 if program in (what_is_logged, transforms, a_module_inside_of_a_module) else 1)
     assert re.search(FALLS_BACK[program], heard[0]), heard
 
 
@@ -678,7 +684,11 @@ def test_it_raises_what_it_raises_uncaptured(program):
 
 
 def test_a_check_names_the_line_that_differs():
-    settings, kind = types.SimpleNamespace(gain_a=2.0), "a"
+    class Settings:
+        pass
+
+    settings, kind = Settings(), "a"
+    vars(settings)["gain_" + kind] = 2.0
 
     def f(x):
         gain = getattr(settings, "gain_" + kind)  # which no name leads to
@@ -687,7 +697,7 @@ def test_a_check_names_the_line_that_differs():
     blind, seeing = compile(f), compile(f, check=2)
     first = blind(X)
     same([seeing(X), seeing(X)], [first, first])
-    settings.gain_a = 3.0
+    vars(settings)["gain_" + kind] = 3.0
     same([blind(X), seeing(X)], [first, first])
     with pytest.raises(CaptureMismatch, match=r"result 0 .* call that differs is multiply of mul at .*\* gain.* 2\.0.* 3\.0"):
         seeing(X)

@@ -40,4 +40,4 @@ def test_a_function_captured_is_the_function(kind, effects, record_property):
             wrong.append((seed, went, found))
     record_property("how", dict(how))
     assert wrong == []
-    assert effects or how["captured"] >= 2, "or nothing was tried"
+    assert effects or kind == "backward outside" or how["captured"] >= 2, "or nothing was tried"

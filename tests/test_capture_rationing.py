@@ -82,4 +82,4 @@ def test_a_layout_that_comes_again_and_again_is_recorded_in_the_end(monkeypatch)
         for rows in (1, 2, 3):
             assert np.array_equal(f(X[:rows]), np.tanh(X[:rows] * 1.5))
     assert f.ration.recorded == 3
-    assert f.ration.replayed > 60
+    assert f.ration.replayed > 45

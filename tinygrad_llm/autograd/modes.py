@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sysconfig
 import threading
 import traceback
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
@@ -17,6 +18,15 @@ import numpy as np
 
 LIBRARY, NUMPY = f"{Path(__file__).resolve().parents[1]}{os.sep}", f"{Path(np.__file__).parent}{os.sep}"
 """What the files of this library and of NumPy begin with."""
+_PATHS = sysconfig.get_paths()
+STANDARD, SITE = [tuple({os.path.realpath(_PATHS[name]) + os.sep for name in names})
+                  for names in (("stdlib", "platstdlib"), ("purelib", "platlib"))]
+"""What those of Python's own modules begin with, and those of installed packages, which may stand among them."""
+
+
+def is_inner(path: str) -> bool:
+    """Whether a file is this library's, NumPy's, or one of Python's own."""
+    return path.startswith(("<frozen", LIBRARY, NUMPY)) or (path.startswith(STANDARD) and not path.startswith(SITE))
 
 
 class _Modes(threading.local):
@@ -258,6 +268,12 @@ def meet(leaf: Any) -> None:
         current.recorder.meet(leaf)
 
 
+def read_gradient(leaf: Any) -> None:
+    """Tell the recorder of a tensor whose `.grad` is asked for."""
+    if current.recorder is not None:
+        current.recorder.lift_gradient(leaf)
+
+
 def check_effect(name: str) -> None:
     """The recorder's error for what changes something for good, before it is changed."""
     if current.recorder is not None:
@@ -275,8 +291,8 @@ def recording(recorder: Any) -> Iterator[None]:
 
 
 def calling_line() -> str:
-    """`file:line: source` of the innermost caller outside this package and NumPy."""
+    """`file:line: source` of the innermost caller outside this package, NumPy and what Python itself runs."""
     for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith((LIBRARY, NUMPY)):
+        if not is_inner(frame.filename):
             return f"{frame.filename}:{frame.lineno}: {frame.line}"
     return "?"

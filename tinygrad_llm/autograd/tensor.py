@@ -28,6 +28,7 @@ from tinygrad_llm.autograd.modes import (
     current,
     is_inference_mode_enabled,
     meet,
+    read_gradient,
     records_graph,
 )
 from tinygrad_llm.autograd.views import View, family
@@ -202,6 +203,7 @@ class Tensor:
         A backward without create_graph adds to the tensor that is there, in place. One that is assigned must be None or a
         tensor of the same shape and dtype. Errors: TypeError, AutogradError naming what differs.
         """
+        read_gradient(self)
         if self._grad is None and self._node is not None and not self.retains_grad:
             warnings.warn("grad: got a result of an op, whose .grad backward does not set, expected a leaf; call retain_grad() "
                           "on it before backward() to have it", UserWarning, stacklevel=2)

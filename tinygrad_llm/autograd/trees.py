@@ -72,3 +72,17 @@ def _form(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _form(value) for key, value in tree.items()}
     return type(tree)([_form(child) for child in tree]) if type(tree) in (tuple, list) else "·"
+
+
+def form_of(tree: Any) -> Any:
+    """Equal for trees of the same form: the classes of tuples, lists and dicts, their lengths and keys. None for a leaf.
+
+    Errors: FormError for one of a class of its own that has attributes too.
+    """
+    if not isinstance(tree, tuple | list | dict):
+        return None
+    if getattr(tree, "__dict__", None):
+        raise FormError(f"tree: got a {type(tree).__name__} with attributes, expected a plain tuple, list or dict")
+    if isinstance(tree, dict):
+        return type(tree), tuple([(type(key), key) for key in tree]), tuple([form_of(child) for child in tree.values()])
+    return type(tree), tuple([form_of(child) for child in tree])

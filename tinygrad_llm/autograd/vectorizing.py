@@ -110,6 +110,11 @@ class Vmapping:
         if self.outer is not None:
             self.outer.meet(leaf)
 
+    def lift_gradient(self, leaf: Tensor) -> None:
+        """As the outer recorder has it."""
+        if self.outer is not None:
+            self.outer.lift_gradient(leaf)
+
     def check_effect(self, name: str) -> None:
         """As outside: see modes.check_effect."""
         if self.outer is not None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -17,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.autograd.checkpointing import Segment
 from tinygrad_llm.autograd.graph import Node
-from tinygrad_llm.autograd.modes import active_recorder, is_anomaly_enabled, records_graph
+from tinygrad_llm.autograd.modes import active_recorder, is_anomaly_enabled
 from tinygrad_llm.autograd.trees import flatten
-from tinygrad_llm.capture.ir import why_refused
+from tinygrad_llm.capture import rationing
+from tinygrad_llm.capture.ir import CaptureError, why_refused
+from tinygrad_llm.capture.keys import described, key_of
 from tinygrad_llm.capture.listing import first_difference
 from tinygrad_llm.capture.passes import DEFAULT, Pass, optimize
 from tinygrad_llm.capture.places import are_same
@@ -31,10 +34,15 @@ from tinygrad_llm.capture.recordings import Output, Recording, array_of, record
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.capture.surroundings import Effect
 from tinygrad_llm.ops import Op
+from tinygrad_llm.ops.closures import slot_names
 
 PROGRAMS = 8
 """How many programs a compiled function keeps: one for each layout of its arguments, the oldest unused is dropped."""
 
+PATIENCE = 30.0
+"""Seconds after which a thread that waits for its turn runs the function as it is."""
+TRIED, SAMPLES = 16, 3
+"""After how many replays the function runs as it is a few times, to see which is faster."""
 ASKED = 256
 """How many layouts without a program are remembered: what came twice may come again, and be worth a recording."""
 
@@ -43,73 +51,152 @@ class CaptureMismatch(AssertionError):
     """A replay gave something else than the function as it is: a fault of this library's, or a line that the contract lacks."""
 
 
+class LeadsOutError(CaptureError):
+    """Results have a graph, which a replay would not give them."""
+
+
+class _ReplayError(Exception):
+    """A call of a replay has failed: the function as it is says why, or catches it."""
+
+
 @dataclass
 class _Program:
-    """A recording, ready to run, and which gradients there must be."""
+    """A recording, ready to run, and which gradients there must be.
+
+    replays, runs    the seconds of the fastest replay, and of the function as it is, and how many there were of each
+    """
 
     recording: Recording
     replay: Replay
     state: Any
+    replays: tuple[int, float] = (0, math.inf)
+    runs: tuple[int, float] = (0, math.inf)
 
 
 class Compiled:
     """A compiled function; see `compile`. `program(*args)` is the program for such arguments.
 
-    reason    why it runs without capture, if it does
+    reason    why it runs without capture, if it does, at least for some arguments
     """
 
     def __init__(
         self, function: Callable[..., Any], passes: Sequence[Pass] = DEFAULT, programs: int = PROGRAMS, check: int | str = 0
     ) -> None:
+        if not callable(function) or isinstance(function, type):
+            raise TypeError(f"compile: function: got {function!r}, expected a function, a method or a module")
+        if isinstance(passes, str) or not all(map(callable, passes)):
+            raise TypeError(f"compile: passes: got {passes!r}, expected functions such as those of tinygrad_llm.capture.passes")
+        if not isinstance(programs, int) or programs < 1:
+            raise ValueError(f"compile: programs: got {programs!r}, expected an integer >= 1")
         if check != "always" and (not isinstance(check, int) or check < 0):
             raise ValueError(f"compile: check: got {check!r}, expected 'always' or a number of calls")
         self.function, self.passes, self.limit = function, tuple(passes), programs
         self.check = 1 if check == "always" or os.environ.get("TINYGRAD_LLM_CAPTURE") == "check" else int(check)
         self.reason: str | None = None
-        self._effects: list[Any] = []
-        self._methods: dict[int, Compiled] = {}
         self.ration = Ration()
+        self._told = self._is_off = False
         self._asked: OrderedDict[Any, None] = OrderedDict()
+        self._effects: set[Any] = set()
+        self._plain: set[Any] = set()
         self._ready: OrderedDict[Any, list[_Program]] = OrderedDict()
+        self._methods: OrderedDict[int, Compiled] = OrderedDict()
         self._lock = threading.RLock()
         functools.update_wrapper(self, function, updated=())
+        self.__isabstractmethod__ = getattr(function, "__isabstractmethod__", False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The function's result."""
-        if self.reason is not None or active_recorder() is not None or is_anomaly_enabled() or _raises():
+        if self._is_off or active_recorder() is not None or is_anomaly_enabled() or not self.ration.looks():
             return self.function(*args, **kwargs)
-        with self._lock:
-            leaves, rebuild = flatten((args, kwargs))
-            refused: Exception | None = None
+        refused: Exception | None = None
+        program: _Program | None = None
+        began, key = perf_counter(), None
+        if not self._lock.acquire(timeout=PATIENCE):  # who has it waits perhaps for what this thread has
+            return self.function(*args, **kwargs)
+        try:
             try:
-                key = _key(leaves, rebuild)
-                program = self._prepared(key, leaves, rebuild)
+                leaves, rebuild = flatten((args, kwargs))
+                key = key_of(leaves, (args, kwargs))
+                program = None if key is None else self._prepared(key, leaves, rebuild)
             except Exception as error:  # the function's own, if it raises one without capture as well
                 refused = error
-            else:
-                if program is not None:
-                    return self._replayed(program, leaves, rebuild)
+            if program is not None and not self._doubts(program):
+                try:
+                    return self._replayed(began, program, leaves, rebuild)
+                except _ReplayError:
+                    pass
+        finally:
+            self._lock.release()
         began = perf_counter()
         result = self.function(*args, **kwargs)
-        self.ration.add_run(perf_counter() - began)
-        if isinstance(refused, Effect) and key not in self._effects:
-            self._effects = [key, *self._effects][:ASKED]  # what it did is done now, perhaps for good: a table that it keeps
-        elif refused is not None:
-            self.reason = why_refused(refused)
-            warnings.warn(f"{_name(self.function)} runs without capture: {self.reason}", RuntimeWarning, stacklevel=2)
+        self._count_run(perf_counter() - began, program, key)
+        if refused is not None:
+            self._refuse(refused, key)
         return result
+
+    def _refuse(self, error: Exception, key: Any) -> None:
+        """Run as it is from now on: after an effect only if it is not done once for all, as a table that the function keeps;
+        where results have a graph, for such arguments."""
+        if isinstance(error, Effect) and key not in self._effects:
+            self._effects = {*list(self._effects)[-ASKED:], key}
+            return
+        why = why_refused(error)
+        if isinstance(error, LeadsOutError):
+            self._run_plainly(key, f"{why}")
+            return
+        self.reason, self._is_off = why, True
+        warnings.warn(f"{_name(self.function)} runs without capture: {why}", RuntimeWarning, stacklevel=3)
+
+    def _run_plainly(self, key: Any, why: str) -> None:
+        """No program for such arguments; why is said once."""
+        self._ready.pop(key, None)
+        self._plain = {*list(self._plain)[-ASKED:], key}
+        if not self._told:
+            self._told, self.reason = True, why
+            name = _name(self.function)
+            warnings.warn(f"{name} runs without capture for such arguments: {why}", RuntimeWarning, stacklevel=4)
+
+    def _doubts(self, program: _Program) -> bool:
+        """Whether the function is to run as it is a few times, to see whether replays are faster at all."""
+        return rationing.FREE == 1 and program.replays[0] >= TRIED and program.runs[0] < SAMPLES
+
+    def _count_run(self, seconds: float, program: _Program | None, key: Any) -> None:
+        self.ration.add_run(seconds)
+        if program is None:
+            return
+        program.runs = program.runs[0] + 1, min(program.runs[1], seconds)
+        if program.runs[0] == SAMPLES and program.runs[1] < program.replays[1]:
+            times = f"{program.replays[1] * 1e6:,.0f} µs, and the function as it is {program.runs[1] * 1e6:,.0f}"
+            self._run_plainly(key, f"a replay takes {times}. Before each, what its names lead to is compared: "
+                                   f"{program.recording.around.longest()}")
 
     def __get__(self, owner: Any, kind: Any = None) -> Any:
         """As a method: each object has programs of its own."""
-        if owner is None:
-            return self
+        return self if owner is None else Bound(self, owner)
+
+    def of(self, owner: Any) -> Compiled:
+        """The method of an object."""
         key = id(owner)
         if key not in self._methods:
-            self._methods[key] = Compiled(_Method(self.function, owner), self.passes, self.limit, self.check)
-            weakref.finalize(owner, self._methods.pop, key, None)
+            method = _Method(self.function, owner)
+            self._methods[key] = Compiled(method, self.passes, self.limit, self.check)
+            if not method.keeps:
+                weakref.finalize(owner, self._methods.pop, key, None)
+            elif len(self._methods) > 100 * self.limit:
+                self._methods.popitem(last=False)
         return self._methods[key]
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "function" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.function, name)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
+        found: Any = sys.modules.get(getattr(self, "__module__", ""))
+        for name in getattr(self, "__qualname__", "").split("."):
+            found = getattr(found, name, None)
+        if found is self:  # a function that was decorated: by its name, as functions are
+            return self.__qualname__
         return Compiled, (self.function, self.passes, self.limit, self.check)
 
     def _record(self, leaves: list[Any], rebuild: Callable[[list[Any]], Any], lines: bool = False) -> Recording:
@@ -120,7 +207,7 @@ class Compiled:
     def program(self, *args: Any, **kwargs: Any) -> Program:
         """The optimized program for arguments of this layout: print it. Errors: CaptureError."""
         leaves, rebuild = flatten((args, kwargs))
-        found = self._prepared(_key(leaves, rebuild), leaves, rebuild, always=True)
+        found = self._prepared(key_of(leaves, (args, kwargs)), leaves, rebuild, always=True)
         assert found is not None
         return found.replay.program
 
@@ -128,7 +215,7 @@ class Compiled:
         self, key: Any, leaves: list[Any], rebuild: Callable[[list[Any]], Any], always: bool = False
     ) -> _Program | None:
         """The program for these arguments and for what is around the function now; None where it is not worth recording one."""
-        known, news = self._ready.get(key, []), "arguments of another kind"
+        known, news = self._ready.get(key, []), ""
         for program in known:
             if program.state == _gradients(program.recording.seen, leaves):
                 why = program.recording.around.changed()
@@ -136,20 +223,36 @@ class Compiled:
                     self._ready.move_to_end(key)
                     return program
                 news = why
-        if not (always or self._is_worth_it(key, news)):
+        if key in self._plain and not always:
+            self.ration.add_stranger()
+            return None
+        if not always and not self._is_worth_it(key, news or self._new_in(key)):
             return None
         made: _Program | None = None
         began = perf_counter()
         try:
             recording = self._record(leaves, rebuild)
+            if isinstance(recording.graph, list):
+                raise LeadsOutError("its results lead to parameters, whose gradients a replay does not know, expected "
+                                    "backward() inside, in a step that is compiled as a whole, or a call under no_grad(), or "
+                                    "results that are detached")
             made = _Program(recording, Replay(optimize(recording.program, self.passes)), _gradients(recording.seen, leaves))
         finally:
             self.ration.add_recording(perf_counter() - began, made is not None)
+        self._effects.discard(key)
         self._ready[key] = [made, *known][: self.limit]
         self._ready.move_to_end(key)
         if len(self._ready) > self.limit:
             self._ready.popitem(last=False)
         return made
+
+    def _new_in(self, key: Any) -> str:
+        """What differs from the arguments of a program that there is."""
+        for other in reversed(self._ready):
+            for i, (old, new) in enumerate(zip(other.layouts, key.layouts)):
+                if old != new and len(other.layouts) == len(key.layouts):
+                    return f"argument {i} was {described(old)} and is {described(new)}"
+        return "arguments of another form"
 
     def _is_worth_it(self, key: Any, news: str) -> bool:
         """Whether to record once more: at first, and then what has been seen before, where it does not take too long."""
@@ -163,23 +266,28 @@ class Compiled:
             warnings.warn(f"{_name(self.function)}: {said}", RuntimeWarning, stacklevel=4)
         return False
 
-    def _replayed(self, program: _Program, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Any:
-        began = perf_counter()
+    def _replayed(
+        self, began: float, program: _Program, leaves: list[Any], rebuild: Callable[[list[Any]], Any]
+    ) -> Any:
         if self.check and (self.ration.replayed + 1) % self.check == 0:
             result = self._checked(program, leaves, rebuild)
         else:
-            result = self._run(program, leaves, rebuild)
-        self.ration.add_replay(perf_counter() - began)
+            result = self._run(program, leaves)
+        seconds = perf_counter() - began
+        program.replays = program.replays[0] + 1, min(program.replays[1], seconds)
+        self.ration.add_replay(seconds)
         return result
 
     def _checked(self, program: _Program, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Any:
         """The result, after the function as it is has given the same bits. Errors: CaptureMismatch."""
         recording = program.recording
         tensors, drawn = _tensors(recording.seen, leaves), [g.bit_generator for g in recording.drawn]
-        before, states = [_copied(t._grad) for t in tensors], [bits.state for bits in drawn]
-        replayed = [_copied(a) for a in flatten(self._run(program, leaves, rebuild))[0]] + [_copied(t._grad) for t in tensors]
-        for t, gradient in zip(tensors, before):
+        before, states = [(t._grad, _copied(t._grad)) for t in tensors], [bits.state for bits in drawn]
+        replayed = [_copied(a) for a in flatten(self._run(program, leaves))[0]] + [_copied(t._grad) for t in tensors]
+        for t, (gradient, values) in zip(tensors, before):
             t._grad = gradient
+            if gradient is not None:
+                gradient._array = values._array
         for bits, state in zip(drawn, states):
             bits.state = state
         args, kwargs = rebuild(leaves)
@@ -194,39 +302,38 @@ class Compiled:
                                   f"{first_difference(recording.program, again.program)}")
         return result
 
-    def _run(self, program: _Program, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Any:
+    def _run(self, program: _Program, leaves: list[Any]) -> Any:
+        """The results of a replay. Errors: _ReplayError where a call fails; then nothing has been changed."""
         recording, replay = program.recording, program.replay
-        segment = None
-        if isinstance(recording.graph, list):
-            kept = _Kept(_tensors(recording.seen, leaves))
-            segment = Segment(self.function, leaves, rebuild, recording.drawn, False, kept)
         given = [*[leaves[n] for n in recording.inputs], *[t._grad for t in _tensors(recording.earlier, leaves)]]
         for place, a in zip(replay.inputs, given):
             np.copyto(place, array_of(a))
-        replay.run()
+        states = [g.bit_generator.state for g in recording.drawn]
+        try:
+            replay.run()
+        except Exception as error:
+            for g, state in zip(recording.drawn, states):
+                g.bit_generator.state = state
+            raise _ReplayError from error
         arrays = [np.copy(a) for a in replay.outputs]
-        for tensor, i in [*recording.leaves, *[(leaves[n], i) for n, i in recording.arguments]]:
-            tensor.grad = Tensor.from_array(arrays[i])
+        for tensor, i, is_added in zip(_tensors([own for own, *_ in recording.left], leaves), *_columns(recording.left)):
+            _set_gradient(tensor, arrays[i], is_added)
         for tensor in _tensors(recording.cleared, leaves):
             tensor.grad = None
-        results = [_shown(place, kind, arrays) for place, kind in recording.results]
-        if recording.graph is not False:
-            self._lead(recording, segment, results)
+        results: list[Any] = []
+        for place, kind in recording.results:
+            results.append(results[place] if kind == "same" else _shown(place, kind, arrays))
+        if recording.graph is True:  # used up by a backward inside
+            for t, (_, kind) in zip(results, recording.results):
+                if kind == "graph":
+                    t._node, t._requires_grad = _spent(t, [x for x in recording.seen if isinstance(x, Tensor)]), True
         return recording.rebuild(results)
 
-    def _lead(self, recording: Recording, segment: Segment | None, results: list[Any]) -> None:
-        """Results with a graph get one: backward runs the function as it is. With a graph that is used up, one that says so."""
-        made = [t for t, (place, kind) in zip(results, recording.results) if kind == "graph" and isinstance(place, Output)]
-        if segment is not None:
-            places: list[Any] = recording.graph  # type: ignore[assignment]
-            segment.given += [(p._counter, p._counter.count) for p in places]
-            segment.lead("compiled", made, places)
-            return
-        for t in made:
-            t._node, t._requires_grad = _spent(t, [x for x in recording.seen if isinstance(x, Tensor)]), True
 
-
-def compile(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+def compile(
+    function: Callable[..., Any] | None = None, *, passes: Sequence[Pass] = DEFAULT, programs: int = PROGRAMS,
+    check: int | str = 0,
+) -> Any:
     """A function of arrays and tensors that does its work by replaying a program of NumPy calls.
 
         step = compile(loss_and_gradients)      step(ids, targets)
@@ -243,8 +350,10 @@ def compile(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     programs    how many layouts are kept, the oldest unused is dropped
     """
     if function is None:
-        return lambda f: compile(f, **options)
-    compiled = Compiled(function, **options)
+        return functools.partial(compile, passes=passes, programs=programs, check=check)
+    if isinstance(function, staticmethod | classmethod):
+        return type(function)(compile(function.__func__, passes=passes, programs=programs, check=check))
+    compiled = Compiled(function, passes, programs, check)
     return _as_module(compiled, function) if hasattr(function, "named_modules") else compiled
 
 
@@ -267,46 +376,69 @@ class CompiledModule:
         """Why it runs without capture, if it does."""
         return self.compiled.reason
 
+    def __copy__(self) -> Any:
+        return self._again(copy.copy(self.compiled.function))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return compile(copy.deepcopy(self.compiled.function, memo))
+        return self._again(copy.deepcopy(self.compiled.function, memo))
+
+    def _again(self, module: Any) -> Any:
+        compiled = self.compiled
+        return compile(module, passes=compiled.passes, programs=compiled.limit, check=compiled.check)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return compile, (self.compiled.function,)
+        compiled = self.compiled
+        options = {"passes": compiled.passes, "programs": compiled.limit, "check": compiled.check}
+        return functools.partial(compile, **options), (compiled.function,)
 
 
 def _as_module(compiled: Compiled, module: Any) -> Any:
     kind = type(module)
+    if slot_names(kind):
+        raise TypeError(f"compile: function: got a {kind.__name__}, a module with __slots__, expected one without")
     made: Any = object.__new__(type(kind.__name__, (CompiledModule, kind), {"__slots__": (), "__module__": kind.__module__}))
     object.__setattr__(made, "__dict__", vars(module))
     object.__setattr__(made, "compiled", compiled)
     return made
 
 
+class Bound:
+    """A compiled method of an object."""
+
+    __slots__ = ("__func__", "__self__")
+
+    def __init__(self, function: Compiled, owner: Any) -> None:
+        self.__func__, self.__self__ = function, owner
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__func__.of(self.__self__)(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__func__.of(self.__self__), name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Bound) and self.__func__ is other.__func__ and self.__self__ is other.__self__
+
+    def __hash__(self) -> int:
+        return hash((id(self.__func__), id(self.__self__)))
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.__self__, self.__func__.__name__)
+
+
 class _Method:
-    """A method of an object that it does not keep alive."""
+    """A method of an object that it does not keep alive, unless nothing can refer to it weakly."""
 
     def __init__(self, function: Callable[..., Any], owner: Any) -> None:
-        self.function, self.owner = function, weakref.ref(owner)
+        self.function, self.keeps = function, False
+        try:
+            self.owner: Callable[[], Any] = weakref.ref(owner)
+        except TypeError:
+            self.owner, self.keeps = (lambda: owner), True
         functools.update_wrapper(self, function, updated=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(self.owner(), *args, **kwargs)
-
-
-class _Kept:
-    """A block that leaves the `.grad` of tensors as it was: for a function that runs once more, with a backward inside."""
-
-    def __init__(self, tensors: list[Tensor]) -> None:
-        self.tensors = tensors
-
-    def __enter__(self) -> None:
-        self.before = [t._grad for t in self.tensors]
-        for t in self.tensors:
-            t._grad = None
-
-    def __exit__(self, *exception: Any) -> None:
-        for t, gradient in zip(self.tensors, self.before):
-            t._grad = gradient
 
 
 _SPENT = Op("compiled", lambda x: (x, lambda g: (g,)), (), {}, "", variadic=True)
@@ -319,9 +451,23 @@ def _spent(result: Tensor, parents: Sequence[Tensor]) -> Node:
     return node
 
 
+def _columns(left: Sequence[tuple[Any, int, bool]]) -> tuple[list[int], list[bool]]:
+    return [i for _, i, _ in left], [added for *_, added in left]
+
+
+def _set_gradient(tensor: Tensor, gradient: np.ndarray, is_added: bool) -> None:
+    """A tensor's new `.grad`: in the memory of the one that it has, where backward has added to that."""
+    before = tensor._grad
+    if is_added and before is not None and before._array.flags.writeable:
+        np.copyto(before._array, gradient)
+        before._counter.count += 1
+    else:
+        tensor._grad = Tensor.from_array(gradient)
+
+
 def _shown(place: Any, kind: str, arrays: list[np.ndarray]) -> Any:
     if not isinstance(place, Output):
-        return place.copy() if isinstance(place, np.ndarray) else place
+        return _copied(place) if kind == "copy" else place
     array = arrays[place.number]
     return Tensor.from_array(array) if kind != "array" else array[()] if place.is_scalar else array
 
@@ -341,11 +487,6 @@ def _are_bits(a: Any, b: Any) -> bool:
     return bool(a is b or (type(a) is type(b) and repr(a) == repr(b)) or not isinstance(a, np.generic | int | float | str))
 
 
-def _raises() -> bool:
-    """Whether NumPy's errors are to be heard of: a program is silent."""
-    return not {"raise", "call", "log", "print"}.isdisjoint(np.geterr().values())
-
-
 def _called(function: Callable[..., Any], arguments: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
     """The function's result. Errors: Effect where it put something into its arguments."""
     before = flatten(arguments)[0]
@@ -355,25 +496,10 @@ def _called(function: Callable[..., Any], arguments: tuple[tuple[Any, ...], dict
     return result
 
 
-def _key(leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Any:
-    """Equal for calls that one program can serve: modes, the form of the arguments, layouts, constants, which are the same."""
-    first: dict[int, int] = {}
-    same = [first.setdefault(id(a), i) for i, a in enumerate(leaves) if isinstance(a, Tensor)]
-    return records_graph(), repr(rebuild([None] * len(leaves))), *same, *[_layout(a) for a in leaves]
-
-
-def _layout(a: Any) -> Any:
-    """What a program depends on: of a constant its value; 1, 1.0 and True are equal, and yet not the same."""
-    if isinstance(a, Tensor):
-        return a.shape, a._array.strides, a.dtype, a.requires_grad
-    if isinstance(a, np.ndarray):
-        return a.shape, a.strides, a.dtype
-    return type(a), repr(a) if isinstance(a, int | float | complex | np.generic) else a
-
-
 def _gradients(seen: list[int | Tensor], leaves: list[Any]) -> Any:
     """Which of the tensors that a program knows have a `.grad` already, and in which layout."""
-    return tuple([None if t._grad is None else _layout(t._grad) for t in _tensors(seen, leaves)])
+    return tuple([None if (g := t._grad) is None else (g.shape, g._array.strides, g.dtype, g._requires_grad)
+                  for t in _tensors(seen, leaves)])
 
 
 def _tensors(some: Sequence[int | Tensor], leaves: list[Any]) -> list[Tensor]:

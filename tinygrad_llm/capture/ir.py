@@ -17,25 +17,31 @@ from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.autograd.modes import active_recorder
+from tinygrad_llm.autograd.modes import active_recorder, calling_line
 
 
 class CaptureError(RuntimeError):
     """What was to be recorded cannot be: it depends on values, or NumPy was called in a way that leaves no trace.
 
     The recorder remembers the first, so that a function that goes on after it is refused all the same.
+
+    line    file, number and text of the user's line
     """
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        recorder = active_recorder()
-        if recorder is not None and getattr(recorder, "refused", self) is None:
-            recorder.refused = self
+        recorder, self.line = active_recorder(), ""
+        if recorder is not None:
+            self.line = calling_line()
+            if getattr(recorder, "refused", self) is None:
+                recorder.refused = self
 
 
 def why_refused(error: Exception) -> str:
-    """What a warning says of a function that cannot be captured."""
-    return str(error) if isinstance(error, CaptureError) else f"{type(error).__name__}: {error}"
+    """What a warning says of a function that cannot be captured, with the line that is to blame."""
+    if not isinstance(error, CaptureError):
+        return f"{type(error).__name__}: {error}"
+    return f"{error}; {error.line}" if error.line else str(error)
 
 
 _NUMBERS = itertools.count()

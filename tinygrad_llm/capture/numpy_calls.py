@@ -261,8 +261,8 @@ def _all(recorder: Recorder, x: Any, axis: Any = None, out: Any = None, keepdims
 
 @handles(np.mean)
 def _mean(recorder: Recorder, x: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False) -> Any:
-    """Σ x / n, as NumPy does it; float16 and integers it adds up in another dtype."""
-    if x.dtype.kind not in "fc" or x.dtype == np.float16 or dtype is not None or out is not None:
+    """Σ x / n, as NumPy does it; float16 and integers it adds up in another dtype, of complex numbers it divides otherwise."""
+    if x.dtype.kind != "f" or x.dtype == np.float16 or dtype is not None or out is not None:
         return library.record_other(recorder, np.mean, (x, axis, dtype), {"keepdims": keepdims, "out": out})
     total = _reduce(recorder, np.add, x, axis, None, out, keepdims)
     n = x.size // max(total.size, 1)

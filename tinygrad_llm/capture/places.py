@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import operator
 import random
+from collections import deque
+from collections.abc import Callable
+from contextvars import ContextVar
 from types import MethodType, ModuleType
 from typing import Any
 
@@ -83,11 +86,12 @@ class Names(Named):
     keys    of an object, all names that it has: what is new is taken away again
     """
 
-    __slots__ = ("keys", "space")
+    __slots__ = ("keys", "matters", "space")
 
     def __init__(self, what: str, space: Any, names: tuple[str, ...], owner: Any = None) -> None:
         self.space, self.names = space, names
         self.keys = None if owner is None or isinstance(owner, type | ModuleType) else tuple(space)
+        self.matters: Callable[[str, Any], bool] = lambda name, value: True
         super().__init__(what, owner)
 
     def read(self) -> Any:
@@ -97,22 +101,37 @@ class Names(Named):
     def difference(self) -> str | None:
         if self.keys is not None and len(self.space) != len(self.keys):
             new = [name for name in self.space if name not in self.keys]
-            return f"{self.what}.{new[0]} is new" if new else f"{self.what} has lost an attribute"
+            if new := [name for name in new if self.matters(name, self.space[name])]:
+                return f"{self.what}.{new[0]} is new"
         return super().difference()
 
     def write(self) -> None:
         for name in [name for name in self.space if name not in self.keys] if self.keys is not None else ():
             del self.space[name]
         for name, value in zip(self.names, self.before):
-            if self.space.get(name, _ABSENT) is not value:
-                setattr(self.holder, name, value) if isinstance(self.holder, type) else self.space.__setitem__(name, value)
+            now = self.space.get(name, _ABSENT)
+            if now is value:
+                continue
+            if isinstance(self.holder, type):
+                delattr(self.holder, name) if value is _ABSENT else setattr(self.holder, name, value)
+            elif value is _ABSENT:
+                del self.space[name]
+            else:
+                self.space[name] = value
         changes.count += 1
 
+    def keep(self) -> None:
+        """From now on only what matters: other attributes come and go."""
+        if self.keys is None:
+            return
+        kept = [(name, value) for name, value in zip(self.names, self.before) if self.matters(name, value)]
+        self.names, self.before = tuple([name for name, _ in kept]), tuple([value for _, value in kept])
+
     def more(self, names: set[str]) -> None:
-        """Note further names as they are now."""
-        new = tuple([name for name in names if name in self.space and name not in self.names])
+        """Note further names as they are now, also those that are absent: an attribute may come later."""
+        new = tuple(names.difference(self.names))
         self.names += new
-        self.before += tuple([self.space[name] for name in new])
+        self.before += tuple([self.space.get(name, _ABSENT) for name in new])
 
 
 class Slots(Named):
@@ -130,7 +149,7 @@ class Slots(Named):
     def write(self) -> None:
         for name, value, now in zip(self.names, self.before, self.read()):
             if value is not now:
-                setattr(self.holder, name, value) if value is not _ABSENT else delattr(self.holder, name)
+                object.__setattr__(self.holder, name, value) if value is not _ABSENT else object.__delattr__(self.holder, name)
 
 
 class Cell(Place):
@@ -159,8 +178,9 @@ class Contents(Place):
 
     def write(self) -> None:
         if not are_same(self.read(), self.before):
-            self.holder.clear()
-            (self.holder.update if isinstance(self.holder, set) else self.holder.extend)(self.before)
+            kind: Any = next(kind for kind in (list, set, deque) if isinstance(self.holder, kind))  # its own may do otherwise
+            kind.clear(self.holder)
+            (kind.update if kind is set else kind.extend)(self.holder, self.before)
 
     def name_of(self, i: int) -> str:
         return f"{self.what}[{i}]"
@@ -175,14 +195,67 @@ class Entries(Place):
         return (*self.holder, *self.holder.values())
 
     def write(self) -> None:
-        if not are_same(self.read(), self.before):
+        if not are_same(self.read(), self.before) and isinstance(self.holder, dict):
             half = len(self.before) // 2
-            self.holder.clear()
-            self.holder.update(zip(self.before[:half], self.before[half:]))
+            dict.clear(self.holder)
+            dict.update(self.holder, zip(self.before[:half], self.before[half:]))  # a Counter's own would count
 
     def name_of(self, i: int) -> str:
         half = len(self.before) // 2
         return f"{self.what}[{self.before[i % half]!r}]"
+
+
+class Cached(Place):
+    """How much functools.lru_cache keeps for a function. What was computed while recording is forgotten."""
+
+    __slots__ = ()
+
+    def read(self) -> Any:
+        return (self.holder.cache_info().currsize,)
+
+    def write(self) -> None:
+        if self.read() != self.before:
+            self.holder.cache_clear()
+
+
+class Objects(Place):
+    """The members of an array of objects."""
+
+    __slots__ = ()
+
+    def read(self) -> Any:
+        return tuple(self.holder.flat)
+
+    def write(self) -> None:
+        for i, value in enumerate(self.before):
+            self.holder.flat[i] = value
+
+
+class Target(Place):
+    """What a weak reference or a context variable leads to now."""
+
+    __slots__ = ()
+
+    def read(self) -> Any:
+        return (self.holder.get(_ABSENT) if isinstance(self.holder, ContextVar) else self.holder(),)
+
+    def write(self) -> None:
+        if isinstance(self.holder, ContextVar) and self.before[0] is not _ABSENT and self.read()[0] is not self.before[0]:
+            self.holder.set(self.before[0])
+
+
+class Raw(Place):
+    """The bytes of a bytearray or an array.array."""
+
+    __slots__ = ()
+
+    def read(self) -> Any:
+        return (bytes(self.holder),)
+
+    def write(self) -> None:
+        if self.read() != self.before:
+            del self.holder[:]
+            (self.holder.extend if isinstance(self.holder, bytearray) else self.holder.frombytes)(self.before[0])
 
 
 class Values(Place):
@@ -232,6 +305,18 @@ class Tensors(Place):
         return f"{('the memory', 'requires_grad', 'no hooks')[i % 3]} of a tensor {self.tensors[i // 3].shape}"
 
 
+class Asked(Tensors):
+    """Of tensors that code names: their layout, which it may ask for, and whether they want a gradient."""
+
+    __slots__ = ()
+
+    def read(self) -> Any:
+        return tuple([part for t in self.tensors for part in (str(t._array.dtype), repr(t._array.shape), t._requires_grad)])
+
+    def name_of(self, i: int) -> str:
+        return f"{('the dtype', 'the shape', 'requires_grad')[i % 3]} of a tensor {self.tensors[i // 3].shape}"
+
+
 class State(Place):
     """Where a generator of random numbers stands."""
 
@@ -239,7 +324,8 @@ class State(Place):
 
     def read(self) -> Any:
         if isinstance(self.holder, np.random.Generator):
-            return self.holder.bit_generator.state
+            children = getattr(self.holder.bit_generator.seed_seq, "n_children_spawned", 0)
+            return {**self.holder.bit_generator.state, "children": children}
         if isinstance(self.holder, random.Random):
             return self.holder.getstate()
         return self.holder.get_state(legacy=False)
@@ -254,6 +340,12 @@ class State(Place):
 
     def difference(self) -> str | None:
         return None if _frozen(self.read()) == _frozen(self.before) else f"{self.what} was drawn from"
+
+
+def check_kind(what: str, array: np.ndarray) -> None:
+    """CaptureError for an array of a class of its own, whose functions may do something else."""
+    if type(array) not in (np.ndarray, np.memmap):
+        raise CaptureError(f"{what}: got an array of class {type(array).__name__}, expected NumPy's own")
 
 
 def _frozen(state: Any) -> Any:

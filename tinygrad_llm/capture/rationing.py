@@ -4,10 +4,11 @@ from __future__ import annotations
 
 FREE = 1
 """How many recordings are made at once, whatever they cost."""
-SHARE = 0.15
+SHARE = 0.1
 """Further ones may take what replays have saved, and this share of the time that all calls would have taken without capture."""
 OFTEN = 16
-"""After how many calls it is said that most were no replays."""
+"""After how many calls it is said that most were no replays; after how many that were all new, one in LOOKS is looked at."""
+LOOKS = 8
 
 
 class Ration:
@@ -21,8 +22,16 @@ class Ration:
     def __init__(self, free: int = 1) -> None:
         self._free, self._told = max(free, FREE), False
         self.recorded = self.replayed = self._tried = self._runs = 0
+        self._strange = self._unlooked = 0
         self._news: list[str] = []
         self._recording = self._replaying = self._running = 0.0
+
+    def looks(self) -> bool:
+        """Whether to look at what a call is like: where each is new, that takes time for nothing."""
+        if self._strange < OFTEN:
+            return True
+        self._unlooked = (self._unlooked + 1) % LOOKS
+        return not self._unlooked
 
     def allows(self, known: bool) -> bool:
         """Whether one more recording is worth its time, of what was called before (known) or never.
@@ -30,6 +39,7 @@ class Ration:
         A function that has changed something in its first recording may be recorded once more. After that it must have run as
         it is, and so have said how long that takes.
         """
+        self._strange = 0 if known else self._strange + 1
         if self._tried < self._free * (2 if known and not self.recorded else 1):
             return True
         if not known or not self._runs:
@@ -52,13 +62,19 @@ class Ration:
     def add_recording(self, seconds: float, good: bool) -> None:
         """A recording took so long."""
         self._tried += 1
+        self._strange = 0
         self.recorded += good
         self._recording += seconds
 
     def add_replay(self, seconds: float) -> None:
         """A replay took so long."""
         self.replayed += 1
+        self._strange = 0
         self._replaying += seconds
+
+    def add_stranger(self) -> None:
+        """A call of which it is known that it is not replayed."""
+        self._strange += 1
 
     def add_run(self, seconds: float) -> None:
         """The function as it is took so long."""

@@ -38,19 +38,22 @@ class Recorder:
         self.op = self.layer = ""
         self.leaves: dict[int, tuple[Tensor, Tensor | None]] = {}  # with the gradient that each had before
         self.earlier: list[tuple[Tensor, Traced]] = []  # those gradients, where there were any: they are inputs
+        self.grads: dict[int, Tensor] = {}  # what stands for them
         self._names: dict[int, str] = {} if root is None else {id(m): name for name, m in root.named_modules()}
         self.owners: dict[Buffer, Traced] = {}
         self._externs: dict[int, tuple[Buffer, Any]] = {}
         self.refused: CaptureError | None = None
         self.tensors: dict[int, Tensor] = {}  # all that it read
-        self._errors = np.geterr()
+        self._errors, self.is_over = np.geterr(), False
         self._made: list[weakref.ref[Traced]] = []
 
     def left(self) -> list[Traced]:
-        """The arrays that somebody still has, when the recorder has let go of its own."""
+        """The arrays that somebody still has, when the recorder is over and has let go of its own."""
+        self.is_over = True
         self.owners.clear()
         self.leaves.clear()
         self.earlier.clear()
+        self.grads.clear()
         for generation in range(3):
             if not any(ref() is not None for ref in self._made):
                 break
@@ -67,12 +70,13 @@ class Recorder:
 
     def trace(self, like: np.ndarray) -> Traced:
         """An input with the layout of `like`, and its gaps."""
-        plain = np.empty_like(like)
-        if plain.strides == like.strides or not like.size:
-            return self.new(plain, "input")
-        low, high = View(Buffer(0), 0, like.shape, like.strides, like.dtype).span()
-        memory = np.empty(high - low, np.uint8)
-        return self.new(np.ndarray(like.shape, like.dtype, memory, -low, like.strides), "input", memory)
+        shown = memory = np.empty_like(like)
+        if shown.strides != like.strides and like.size:
+            low, high = View(Buffer(0), 0, like.shape, like.strides, like.dtype).span()
+            memory = np.empty(high - low, np.uint8)
+            shown = np.ndarray(like.shape, like.dtype, memory, -low, like.strides)
+        shown.flags.writeable = like.flags.writeable
+        return self.new(shown, "input", memory)
 
     def lift(self, array: Any) -> Any:
         """An array that exists, read again at each run. What is traced already, or is no array, stays as it is."""
@@ -98,6 +102,9 @@ class Recorder:
         options: dict[str, Any] | None = None,
     ) -> Any:
         """Write a call down; `out` is a Traced array, a shadow of the layout of a new one, or None. Returns the result."""
+        if self.is_over:
+            raise CaptureError(f"{getattr(function, '__name__', function)}: got an array of a recording that is over, expected "
+                               "none: a cache that was filled while a function was recorded must be emptied")
         if (errors := np.geterr()) != self._errors and "raise" in errors.values():
             raise CaptureError(f"errstate: got one that raises around {getattr(function, '__name__', function)}, expected none")
         if isinstance(out, np.ndarray):
@@ -109,9 +116,10 @@ class Recorder:
                                calling_line() if self._lines else ""))
         return out
 
-    def finish(self, inputs: list[Traced], outputs: list[Traced]) -> Program:
-        """The program. Each output is copied into memory of its own; a pass takes out the copies that need not be."""
-        own = [numpy_calls.copied(self, x, order="C") for x in outputs]
+    def finish(self, inputs: list[Traced], outputs: list[Traced], order: str = "K") -> Program:
+        """The program. Each output is copied into memory of its own, in its own order of axes ("K") or row-major ("C"); a pass
+        takes out the copies that need not be."""
+        own = [numpy_calls.copied(self, x, order=order) for x in outputs]
         for x in own:
             x.buffer.kind = "output"
         return Program([*self.calls], [self.view(x) for x in inputs], [self.view(x) for x in own])
@@ -130,7 +138,8 @@ class Recorder:
 
     def check_read(self, name: str) -> None:
         """CaptureError: values that are read while recording would be frozen into the program."""
-        raise CaptureError(f"{name}: got a question for values, expected a function whose calls depend on shapes alone")
+        raise CaptureError(f"{name}() asks for values, expected a function whose calls depend on shapes alone: return the "
+                           f"tensor, and call {name}() on what is returned")
 
     # Where calls come from -------------------------------------------------------------------------------------------
 
@@ -155,12 +164,17 @@ class Recorder:
         if not isinstance(a._array, Traced) and id(a) not in self.tensors:
             self._check(a)
             self.tensors[id(a)] = a
-        if a.is_leaf and a.requires_grad and id(a) not in self.leaves:
-            self.leaves[id(a)] = a, a.grad
-            if a.grad is not None and isinstance(a.grad._array, np.ndarray):
-                self.earlier.append((a, self.trace(a.grad._array)))
-                a.grad = Tensor.from_array(self.earlier[-1][1])  # type: ignore[arg-type]
+        if a.requires_grad:
+            self.lift_gradient(a)
         return self.lift(a._array)
+
+    def lift_gradient(self, a: Tensor) -> None:
+        """A leaf's `.grad` of before is an input."""
+        if a.is_leaf and id(a) not in self.leaves and (a._requires_grad or a._grad is not None):
+            self.leaves[id(a)] = a, a._grad
+            if a._grad is not None and isinstance(a._grad._array, np.ndarray):
+                self.earlier.append((a, self.trace(a._grad._array)))
+                a._grad = self.grads[id(a)] = Tensor.from_array(self.earlier[-1][1])  # type: ignore[arg-type]
 
     def meet(self, a: Tensor) -> None:
         """A leaf whose `.grad` the function is about to change."""
@@ -272,6 +286,11 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     def __len__(self) -> int:
         return len(self.shadow)
 
+    def __pow__(self, other: Any) -> Any:
+        if self.dtype.kind in "cb":
+            raise CaptureError(f"pow: got an array of {self.dtype}, whose power ndarray does not compute as numpy.power does")
+        return np.power(self, other)
+
     def __repr__(self) -> str:
         return f"<traced {self.dtype} {self.shape}>"
 
@@ -356,10 +375,13 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     # Values, which it does not have ----------------------------------------------------------------------------------
 
     def _no_value(self, *args: Any, **kwargs: Any) -> Any:
-        raise CaptureError(f"capture: a value of an array {self.shape} was asked for, expected a function whose calls depend "
-                           "on shapes alone: what is read while recording would be frozen into the program")
+        raise CaptureError(f"a value of an array {self.shape} was asked for, expected a function whose calls depend on shapes "
+                           "alone: return what is asked for and look at it after the call; index tensors, not NumPy's arrays, "
+                           "with arrays")
 
-    __array__ = __bool__ = __float__ = __int__ = __index__ = __complex__ = __contains__ = __hash__ = _no_value
+    __array__ = __bool__ = __float__ = __int__ = __index__ = __complex__ = __contains__ = _no_value
+    __array_interface__ = property(_no_value)
+    __hash__ = None  # type: ignore[assignment]
     __reduce_ex__ = __format__ = item = tolist = tobytes = nonzero = _no_value
 
     def __copy__(self) -> Traced:

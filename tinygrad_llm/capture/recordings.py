@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.autograd.modes import recording
-from tinygrad_llm.autograd.trees import flatten
+from tinygrad_llm.autograd.modes import current, recording
+from tinygrad_llm.autograd.trees import flatten, form_of
 from tinygrad_llm.capture.ir import CaptureError
+from tinygrad_llm.capture.places import NUMBERS, check_kind
 from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.record import Recorder, Traced
-from tinygrad_llm.capture.surroundings import Effect, Surroundings
+from tinygrad_llm.capture.surroundings import Effect, Surroundings, young
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,11 @@ class Recording:
     inputs    the numbers of the arguments that are the program's first inputs
     earlier   tensors, and arguments by their numbers, whose `.grad` of before the call are the others
     results   for each leaf of the function's result: its output, or the leaf itself; and what it was: an "array", a "tensor",
-              or one with a "graph"
+              one with a "graph", a "copy" of a tensor that the function made without computing; or the number of an earlier
+              leaf, the "same" object
     rebuild   makes the result of its leaves
-    leaves    tensors whose `.grad` the function left, with the number of the output that it is
-    arguments the same for tensors among the arguments, by their numbers
+    left      tensors, and arguments by their numbers, whose `.grad` the function left, each with the number of the output that
+              it is, and whether it was added to in place
     cleared   tensors, and arguments by their numbers, that it left without `.grad`
     seen      all that it met, if they want a gradient
     graph     of results that require grad: the leaves that they lead to besides arguments; True where backward has used it up
@@ -48,8 +53,7 @@ class Recording:
     earlier: list[int | Tensor]
     results: list[tuple[Any, str]]
     rebuild: Callable[[list[Any]], Any]
-    leaves: list[tuple[Tensor, int]]
-    arguments: list[tuple[int, int]]
+    left: list[tuple[int | Tensor, int, bool]]
     cleared: list[int | Tensor]
     seen: list[int | Tensor]
     around: Surroundings
@@ -58,63 +62,114 @@ class Recording:
 
 
 def record(
-    function: Callable[..., Any], args: Sequence[Any], root: Any = None, roots: Sequence[Any] = (), lines: bool = False
+    function: Callable[..., Any], args: Sequence[Any], root: Any = None, roots: Sequence[Any] = (), lines: bool = False,
+    order: str = "K",
 ) -> Recording:
     """Run a function once on arrays without values. args are arrays and tensors, whatever else is a constant.
 
     Calls carry the names of the modules below `root` that they come from; roots are what the function reads, if a frame of
-    this library stands before it.
+    this library stands before it. order is that of the axes of results in memory: "K" as they come, or "C".
 
     Errors: CaptureError where it asks for a value, or does what leaves no trace; Effect where it changes something, which is
     undone.
     """
     recorder, around = Recorder(root, lines), Surroundings()
-    for one in (function, *roots):
-        around.visit("the function", one)
     try:
-        found = _recorded(recorder, around, function, args)
+        for one in (function, *roots):
+            around.visit("the function", one)
+        found = _recorded(recorder, around, function, args, order)
         around.forget()
         _check_left(recorder)
         around.settle()
-    except BaseException:
+    except BaseException as error:
         around.restore()
+        traceback.clear_frames(error.__traceback__)
+        if isinstance(error, Effect) and recorder.left():
+            raise CaptureError(f"{error}; it cannot be taken back") from None
         raise
     return found
 
 
-def _recorded(recorder: Recorder, around: Surroundings, function: Callable[..., Any], args: Sequence[Any]) -> Recording:
-    given = _Arguments(recorder, args)
+def _recorded(
+    recorder: Recorder, around: Surroundings, function: Callable[..., Any], args: Sequence[Any], order: str
+) -> Recording:
+    given, modes = _Arguments(recorder, args), _modes()
     try:
         with recording(recorder), around.watching():
-            leaves, rebuild = flatten(function(*given.shown))
+            result = _in_context(function, given.shown)
+            leaves, rebuild = flatten(result)
+            form_of(result)
+            drawn = _generators_of(recorder.calls)
+            made = young() if drawn or any(_may_be_made(leaf) for leaf in leaves) else set()
         if recorder.refused is not None:
             raise recorder.refused
         given.check()
-        gradients: list[Tensor | None] = [t.grad for t, _ in recorder.leaves.values()]
+        if any(id(generator) in made for generator in drawn):
+            raise CaptureError("generator: got one that the function makes, expected one from outside, which draws on")
+        gradients: list[Tensor | None] = [t._grad for t, _ in recorder.leaves.values()]
     finally:
         for tensor, before in recorder.leaves.values():
-            tensor.grad = before
-    around.look_at(recorder.tensors.values())
+            tensor._grad = before
+        _restore_modes(modes)
+    around.look_at(recorder.tensors.values(), drawn)
     graph = _graph_of(leaves)
-    seen = [(given.number(t), g) for (t, _), g in zip(recorder.leaves.values(), gradients)]
-    left = [(own, recorder.lift(g._array)) for own, g in seen if g is not None]  # of a plain sum, it is a constant
-    outputs: list[Any] = [a for _, a in left]
+    seen = [(given.number(t), g, g is recorder.grads.get(id(t))) for (t, _), g in zip(recorder.leaves.values(), gradients)]
+    left = [(own, recorder.lift(g._array), added) for own, g, added in seen if g is not None]  # of a plain sum, a constant
+    outputs: list[Any] = [a for _, a, _ in left]
     results: list[tuple[Any, str]] = []
-    for leaf in leaves:
+    first: dict[int, int] = {}
+    for i, leaf in enumerate(leaves):
         array = array_of(leaf)
-        traced = isinstance(array, Traced)
-        kind = "array" if not isinstance(leaf, Tensor) else "graph" if leaf._requires_grad else "tensor"
-        results.append((Output(len(outputs), array.number) if traced else leaf, kind))
-        outputs += [array] if traced else []
+        if isinstance(leaf, Tensor | np.ndarray) and first.setdefault(id(leaf), i) != i:
+            results.append((first[id(leaf)], "same"))
+        elif isinstance(array, Traced):
+            kind = "array" if not isinstance(leaf, Tensor) else "graph" if leaf._requires_grad else "tensor"
+            results.append((Output(len(outputs), array.number), kind))
+            outputs.append(array)
+        elif (isinstance(leaf, Tensor) and not leaf._requires_grad) or not _may_be_made(leaf):
+            made_here = id(leaf) in made or (isinstance(leaf, np.ndarray) and not around.knows(leaf))
+            results.append((leaf, "copy" if made_here else "constant"))
+        elif id(leaf) in made:
+            raise CaptureError(f"results: got a {type(leaf).__name__}, expected arrays and tensors, in lists, dictionaries and "
+                               "tuples")
+        else:
+            results.append((leaf, "constant"))
     earlier = [(given.number(t), x) for t, x in recorder.earlier]
-    program = recorder.finish([*given.traced.values(), *[x for _, x in earlier]], outputs)
+    program = recorder.finish([*given.traced.values(), *[x for _, x in earlier]], outputs, order)
     return Recording(
         program, list(given.traced), [own for own, _ in earlier], results, rebuild,
-        [(t, i) for i, (t, _) in enumerate(left) if isinstance(t, Tensor)],
-        [(n, i) for i, (n, _) in enumerate(left) if isinstance(n, int)],
-        [own for own, after in seen if after is None], [own for own, _ in seen], around,
-        [t for t in graph if isinstance(given.number(t), Tensor)] if isinstance(graph, list) else graph,
-        _generators_of(recorder.calls))
+        [(own, i, added) for i, (own, _, added) in enumerate(left)],
+        [own for own, after, _ in seen if after is None], [own for own, _, _ in seen], around,
+        [t for t in graph if isinstance(given.number(t), Tensor)] if isinstance(graph, list) else graph, drawn)
+
+
+def _may_be_made(leaf: Any) -> bool:
+    """Whether a leaf of a result may be an object that each call makes anew: no number, text, array or the like."""
+    return not isinstance(leaf, (*NUMBERS, np.generic, np.ndarray, np.dtype, type)) and not isinstance(array_of(leaf), Traced)
+
+
+def _in_context(function: Callable[..., Any], args: Sequence[Any]) -> Any:
+    """The function's result. Context variables that it sets are as they were afterwards; Effect where it sets any."""
+    context = copy_context()
+    before = dict(context.items())
+    result = context.run(function, *args)
+    if set(map(id, before.values())) != set(map(id, context.values())):
+        raise Effect("a context variable is set, expected a function that leaves all but its results as it was")
+    return result
+
+
+def _modes() -> Any:
+    return current.grad, current.inference, current.anomaly, np.geterr()
+
+
+def _restore_modes(before: Any) -> None:
+    """Errors: CaptureError where the function has changed a mode for what comes after it."""
+    if (now := _modes()) != before:
+        current.grad, current.inference, current.anomaly = before[:3]
+        current.graph = current.grad and not current.inference
+        np.seterr(**before[3])
+        if sys.exc_info()[0] is None:
+            raise CaptureError(f"modes: got a function that changes one for good, to {now}, expected a with statement")
 
 
 def _graph_of(results: Sequence[Any]) -> list[Tensor] | bool:
@@ -154,7 +209,7 @@ class _Arguments:
     def __init__(self, recorder: Recorder, args: Sequence[Any]) -> None:
         self.recorder, self.args = recorder, args
         self.traced: dict[int, Traced] = {}  # by number
-        self._tensors: dict[int, Tensor] = {}
+        self._shown: dict[int, Any] = {}
         self.shown = [self._show(i, a) for i, a in enumerate(args)]
         self._numbers = {id(shown): i for i, shown in reversed(list(enumerate(self.shown)))}
 
@@ -166,23 +221,26 @@ class _Arguments:
         """CaptureError where the function got a tensor with a gradient in two ways."""
         if any(isinstance(a, Tensor) and id(a) in self.recorder.leaves for a in self.args):
             raise CaptureError("arguments: got a tensor that the function reads by itself as well, expected one or the other")
-        if any(isinstance(a, Tensor) and not a.is_leaf and self._tensors[id(a)].grad is not None for a in self.args):
+        if any(isinstance(a, Tensor) and self._shown[id(a)]._requires_grad != a._requires_grad for a in self.args):
+            raise CaptureError("arguments: got a tensor whose requires_grad the function changes, expected it as it was")
+        if any(isinstance(a, Tensor) and not a.is_leaf and self._shown[id(a)]._grad is not None for a in self.args):
             raise CaptureError("arguments: got a backward() through one with a graph of its own, expected a leaf")
 
     def _show(self, i: int, a: Any) -> Any:
-        if isinstance(a, Tensor):
-            if id(a) not in self._tensors:
-                self._tensors[id(a)] = self._tensor(i, a)
-            return self._tensors[id(a)]
-        if isinstance(a, np.ndarray):
-            self.traced[i] = self.recorder.trace(a)
-            return self.traced[i]
-        return a
+        if not isinstance(a, Tensor | np.ndarray):
+            return a
+        if id(a) not in self._shown:
+            self._shown[id(a)] = self._tensor(i, a) if isinstance(a, Tensor) else self._traced(i, a)
+        return self._shown[id(a)]
+
+    def _traced(self, i: int, array: np.ndarray) -> Traced:
+        check_kind(f"argument {i}", array)
+        self.traced[i] = self.recorder.trace(array)
+        return self.traced[i]
 
     def _tensor(self, i: int, a: Tensor) -> Tensor:
-        self.traced[i] = self.recorder.trace(a._array)
-        shown: Tensor = Tensor.from_array(self.traced[i])  # type: ignore[arg-type]
-        shown.grad = a.grad if a.is_leaf else None
+        shown: Tensor = type(a).from_array(self._traced(i, a._array))  # type: ignore[arg-type]
+        shown.grad = a._grad if a.is_leaf else None
         return shown.requires_grad_(a.requires_grad)
 
 

@@ -6,52 +6,104 @@ of this library, of NumPy and of Python's own modules, and before the frame's fi
 code lead to. That is more than the function reads, and never less, but for what no name leads to
 (`getattr(self, f"part{i}")` of an object that is no module, the globals of an extension).
 
-Looked at are of a module all attributes; of other objects, and of the user's classes and modules, those whose names stand in
-the code; of a function its closure, defaults and globals; of a list, dict, set or array what it holds.
+Looked at are of the user's objects, classes and modules the attributes whose names stand in the code, and parts of modules; of
+objects of other packages all attributes; of a function its closure, defaults, attributes and globals; of a list, dict, set,
+array or bytearray what it holds. What says nothing of its state, as an iterator or a stream, is refused.
 """
 
 from __future__ import annotations
 
+import array
 import builtins
 import dis
 import functools
 import gc
+import io
+import linecache
 import logging
+import operator
 import os
 import random
 import sys
-import sysconfig
 import threading
 import time
+import timeit
+import traceback
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, ModuleType
+from contextvars import ContextVar
+from pathlib import PurePath
+from types import (
+    BuiltinFunctionType,
+    CodeType,
+    FrameType,
+    FunctionType,
+    GenericAlias,
+    GetSetDescriptorType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+    UnionType,
+    WrapperDescriptorType,
+)
 from typing import Any
 
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.changes import changes
-from tinygrad_llm.autograd.modes import LIBRARY, NUMPY
+from tinygrad_llm.autograd.modes import is_inner
+from tinygrad_llm.autograd.randomness import default_generator
 from tinygrad_llm.capture.ir import CaptureError
-from tinygrad_llm.capture.places import NUMBERS, Cell, Contents, Entries, Names, Place, Slots, State, Tensors, Values
+from tinygrad_llm.capture.places import (
+    NUMBERS,
+    Asked,
+    Cached,
+    Cell,
+    Contents,
+    Entries,
+    Names,
+    Objects,
+    Place,
+    Raw,
+    Slots,
+    State,
+    Target,
+    Tensors,
+    Values,
+    check_kind,
+)
 from tinygrad_llm.ops.closures import slot_names
 
-_LEAVES = {*NUMBERS, BuiltinFunctionType, CodeType, FrameType, slice, range}
+_LEAVES = {*NUMBERS, CodeType, FrameType, slice, range, object, type(NotImplemented)}
+_STATELESS = (property, staticmethod, classmethod, functools.cached_property, PurePath, np.ufunc, operator.itemgetter,
+              threading.local, type(threading.Lock()), type(threading.RLock()), WrapperDescriptorType, MethodWrapperType,
+              MethodDescriptorType, GetSetDescriptorType, MemberDescriptorType, GenericAlias, UnionType)
+"""Types of what has no state that arrays could depend on, or keeps it from everybody."""
+_CACHED = type(functools.lru_cache(abs))
+MOST = 20_000
+"""Places that are looked at before each replay, at most."""
 
-_PATHS = sysconfig.get_paths()
-_STANDARD = tuple({os.path.realpath(_PATHS[name]) + os.sep for name in ("stdlib", "platstdlib")})
-_SITE = tuple({os.path.realpath(_PATHS[name]) + os.sep for name in ("purelib", "platlib")})
 _LIBRARIES = ("tinygrad_llm", "numpy")
 
 _CLOCKS = ("time", "perf_counter", "monotonic", "process_time", "thread_time", "time_ns", "perf_counter_ns", "monotonic_ns",
            "process_time_ns")
-_OUTSIDE = [(builtins, "print"), (builtins, "input"), (builtins, "open"), (os, "urandom"), *[(time, name) for name in _CLOCKS]]
+_FILES = ("open", "stat", "lstat", "mkdir", "remove", "unlink", "rename", "replace", "rmdir", "listdir", "scandir", "getcwd",
+          "chdir", "system", "pipe", "urandom")
+_OUTSIDE: list[tuple[Any, str]] = [
+    (builtins, "print"), (builtins, "input"), (builtins, "open"), (io, "open"), (random, "_urandom"), (timeit, "default_timer"),
+    (threading.Thread, "start"), (warnings, "warn"), *[(os, name) for name in _FILES], *[(time, name) for name in _CLOCKS]]
 """Functions whose every call matters, or gives something else."""
 _FUNCTIONS = {getattr(module, name) for module, name in _OUTSIDE}
-_LOGGED = logging.Logger._log.__code__
+_HARMLESS = ("<frozen importlib", linecache.__file__, traceback.__file__, warnings.__file__)
+"""Files whose calls of these functions do not count: imports, and source lines for messages."""
+_LOGGED, _SEEDED = logging.Logger._log.__code__, random.Random.seed.__code__
 
 
 def _package(module: Any) -> str:
@@ -59,16 +111,33 @@ def _package(module: Any) -> str:
     return str(module or "").partition(".")[0]
 
 
-def _is_installed(path: str | None) -> bool:
-    """Whether a module's file is the library's, NumPy's, Python's or another installed package's."""
-    return path is not None and path.startswith((LIBRARY, NUMPY, *_STANDARD, *_SITE))
+def _is_users_module(module: Any) -> bool:
+    """Whether it is neither this library's, nor NumPy's, nor one of Python's own; also of one that has no file."""
+    if not isinstance(module, ModuleType) or _package(module.__name__) in _LIBRARIES:
+        return False
+    path = getattr(module, "__file__", None)
+    if path is not None:
+        return not is_inner(path)
+    return module.__name__ == "__main__" or _package(module.__name__) not in sys.stdlib_module_names
+
+
+def _is_users_class(kind: type) -> bool:
+    module = sys.modules.get(kind.__module__)
+    return _is_users_module(module) if module is not None else kind.__module__ not in sys.stdlib_module_names
 
 
 def _compares_types(code: CodeType) -> bool:
-    """Whether `type(...)` stands shortly before a comparison."""
-    steps = [(i.opname, i.argval) for i in dis.get_instructions(code)]
-    asked = [k for k, step in enumerate(steps) if step == ("LOAD_GLOBAL", "type")]
-    return any(name in ("IS_OP", "COMPARE_OP", "CONTAINS_OP") for k in asked for name, _ in steps[k : k + 10])
+    """Whether `type(x)` is asked, other than of self, or for its name alone."""
+    plumbing = ("PRECALL", "CALL", "CALL_FUNCTION", "CACHE", "PUSH_NULL")
+    steps = [(i.opname, i.argval) for i in dis.get_instructions(code) if i.opname not in plumbing]
+    asked = [k for k, step in enumerate(steps[:-2]) if step == ("LOAD_GLOBAL", "type")]
+    return any(steps[k + 1][1] not in ("self", "cls") and steps[k + 2][1] != "__name__" for k in asked)
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """The names in a code, and texts that may be names: getattr(x, "lr"), vars(x)["lr"], f(**fields)."""
+    texts = [c for const in code.co_consts for c in (const if isinstance(const, tuple) else (const,))]
+    return {*code.co_names, *code.co_varnames, *[c for c in texts if type(c) is str and c.isidentifier()]}
 
 
 def is_users(frame: FrameType) -> bool:
@@ -76,8 +145,8 @@ def is_users(frame: FrameType) -> bool:
     path = frame.f_code.co_filename
     if path in _known_files:
         return False
-    if path.startswith(("<frozen", LIBRARY, NUMPY)) or (path.startswith(_STANDARD) and not path.startswith(_SITE)):
-        if path != _LOGGED.co_filename:
+    if is_inner(path):
+        if path not in (_LOGGED.co_filename, _SEEDED.co_filename):
             _known_files.add(path)
         return False
     return _package(frame.f_globals.get("__name__")) not in _LIBRARIES
@@ -87,8 +156,32 @@ _known_files: set[str] = set()
 """Files that are not the user's, as far as they have been met."""
 
 
+def _user_of(frame: FrameType | None) -> str | None:
+    """The name of the user's function that a call comes from, through whatever libraries; None for what does not count."""
+    while frame is not None and not frame.f_code.co_filename.startswith(_HARMLESS):
+        if is_users(frame):
+            return frame.f_code.co_name
+        frame = frame.f_back
+    return None
+
+
 class Effect(CaptureError):
     """A recorded function changed something. What it did was undone: the function may be run as it is, and recorded later."""
+
+
+def young() -> set[int]:
+    """The ids of what was made since Surroundings(), while nothing is collected."""
+    return {id(made) for made in gc.get_objects(0)}
+
+
+class _Stream:
+    """A stream that another function writes to."""
+
+    def __init__(self, stream: Any, write: Callable[[str], Any]) -> None:
+        self._stream, self.write, self.writelines = stream, write, lambda lines: [write(line) for line in lines]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class Surroundings:
@@ -100,24 +193,25 @@ class Surroundings:
     """
 
     def __init__(self) -> None:
+        gc.collect(0)  # what the function makes is younger
         self.polled: list[Place] = []
         self.watched: list[Place] = []
-        self.draws: list[Place] = [State("random", random._inst), State("numpy.random", np.random.mtrand._rand)]
-        self.problem: str | None = None
+        self.draws: list[Place] = [State("random", random._inst), State("numpy.random", np.random.mtrand._rand),
+                                   State("the library's generator", default_generator)]
+        self.tensors: list[Tensor] = []
         self._names: set[str] = set()
-        self._seen: dict[int, Any] = {}
+        self._seen: dict[int, Any] = {id(place.holder): place.holder for place in self.draws}
         self._spaces: dict[int, Names] = {}
         self._count = -1
         self._codes: set[CodeType] = set()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside the block each frame of the user's is looked at, and calls of what is outside of the process are noticed."""
+        """Inside the block each frame of the user's is looked at, and calls of what is outside of the process are refused."""
         before, collects = sys.gettrace(), gc.isenabled()
         gc.disable()  # its callbacks are no frames of the function's
         try:
-            with warnings.catch_warnings(), self._noticing():
-                warnings.filterwarnings("error", message="you are shuffling a")  # NumPy shuffles what is no array of its own
+            with self._noticing():
                 sys.settrace(self._called)
                 yield
         finally:
@@ -127,34 +221,38 @@ class Surroundings:
 
     @contextmanager
     def _noticing(self) -> Iterator[None]:
-        """Inside the block print, clocks and the like say that they were called from here."""
+        """Inside the block print, files, clocks and the like are not to be asked, from here."""
         thread, plain = threading.get_ident(), [(module, name, getattr(module, name)) for module, name in _OUTSIDE]
 
         def noticed(function: Any, name: str) -> Any:
             def call(*args: Any, **kwargs: Any) -> Any:
-                if threading.get_ident() == thread and is_users(sys._getframe(1)):
-                    self._notice(f"{sys._getframe(1).f_code.co_name} calls {name}()")
+                caller = sys._getframe(1)
+                own = name == "warn" and not is_users(caller)  # a library's warning is not heard again
+                if threading.get_ident() == thread and not own and (user := _user_of(caller)) is not None:
+                    raise Effect(f"{user} calls {name}(), expected a function that only computes")
                 return function(*args, **kwargs)
 
             return call
 
         for module, name, function in plain:
             setattr(module, name, noticed(function, name))
+        streams = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = [_Stream(stream, noticed(stream.write, "write")) for stream in streams]
         try:
             yield
         finally:
+            sys.stdout, sys.stderr = streams
             for module, name, function in plain:
                 setattr(module, name, function)
-
-    def _notice(self, problem: str) -> None:
-        self.problem = self.problem or problem
 
     def _called(self, frame: FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
         if code.co_filename in _known_files:  # the library's, as nearly all are
             return None
         if code is _LOGGED:
-            self._notice("it writes to a log")
+            raise Effect("it writes to a log, expected a function that only computes")
+        if code is _SEEDED and frame.f_locals.get("a") is None:
+            raise Effect("it makes a generator with a seed of the system's, expected one from outside, or a seed")
         if not is_users(frame):
             return None
         frame.f_trace_lines = False
@@ -162,53 +260,99 @@ class Surroundings:
         return self._left
 
     def _left(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "return" and arg is not None:
-            self.visit(f"{frame.f_code.co_name}()", arg)
+        if event == "return":
+            self._imported(_names_in(frame.f_code))
+            if arg is not None:
+                self.visit(f"{frame.f_code.co_name}()", arg)
         return self._left
+
+    def _imported(self, names: set[str]) -> None:
+        """Note the user's modules that a function imports itself."""
+        for name in names:
+            if _is_users_module(sys.modules.get(name)):
+                self._space("sys.modules", sys.modules, None, {name})
 
     def _enter(self, frame: FrameType, code: CodeType) -> None:
         if code not in self._codes:
             self._codes.add(code)
-            new = set(code.co_names) - self._names
-            self._names |= new
-            for place in list(self._spaces.values()) if new else ():
-                if place.holder is not None:
-                    self._space(place.what, place.space, place.holder, new)
-            self._space("", frame.f_globals, None, set(code.co_names))
+            names = _names_in(code)
+            self._more(names)
+            self._space("", frame.f_globals, None, names)
+            self._imported(names)
             if "type" in code.co_names and _compares_types(code):
-                self._notice(f"{code.co_name} compares type(...), which is another one while it is recorded, with a class")
-            if not {"now", "utcnow", "today"}.isdisjoint(code.co_names) and {"datetime", "date"} & new:
-                self._notice(f"{code.co_name} asks for the date")
+                raise Effect(f"{code.co_name} compares type(...), which is another one while it is recorded, with a class, "
+                             "expected isinstance()")
+            if not {"now", "utcnow", "today"}.isdisjoint(code.co_names) and {"datetime", "date"} & names:
+                raise Effect(f"{code.co_name} asks for the date, expected a function that only computes")
             if not {"environ", "getenv"}.isdisjoint(code.co_names):
                 self._note("os.environ", os.environ._data, Entries)  # type: ignore[attr-defined]
+            if "argv" in code.co_names:
+                self._space("sys", vars(sys), None, {"argv"})
         for name, value in frame.f_locals.items():
-            self.visit(name, value)
+            if name != ".0":  # the iterator of a comprehension, made for it
+                self.visit(name, value)
+
+    def _more(self, names: set[str]) -> None:
+        """Further names: what they mean in all that was met."""
+        new = names - self._names
+        self._names |= new
+        for place in list(self._spaces.values()) if new else ():
+            if place.holder is not None:
+                self._space(place.what, place.space, place.holder, new)
 
     def visit(self, what: str, value: Any) -> None:
-        """Note what a value holds, and what it leads to."""
+        """Note what a value holds, and what it leads to. Errors: CaptureError for what says nothing of its state."""
         kind = type(value)
-        if kind is BuiltinFunctionType and value in _FUNCTIONS and value is not print:
-            self._notice(f"{value.__name__} is read, a function that gives something else each time")
-        if kind in _LEAVES or issubclass(kind, Tensor) or hasattr(kind, "__record_call__") or id(value) in self._seen:
+        if kind in _LEAVES or hasattr(kind, "__record_call__") or id(value) in self._seen:
             return
-        if isinstance(value, tuple | frozenset):
+        if issubclass(kind, Tensor):
+            self._seen[id(value)] = value
+            if not hasattr(type(value._array), "__record_call__"):
+                self.tensors.append(value)
+                self._space(what, value.__dict__, value, self._names) if getattr(value, "__dict__", None) is not None else None
+        elif kind is BuiltinFunctionType:
+            if value in _FUNCTIONS:
+                raise Effect(f"{what} is {value.__name__}(), which gives something else each time")
+            if not isinstance(value.__self__, ModuleType | type):
+                self.visit(what, value.__self__)  # a list's append, say
+        elif isinstance(value, tuple | frozenset):
             self._seen[id(value)] = value
             for i, member in enumerate(value):
                 self.visit(f"{what}[{i}]", member)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and "__builtins__" in value:  # of a module, or of code that was made of a string
+            self._seen[id(value)] = value
+            self._space(what, value, None, self._names)
+        elif isinstance(value, dict | MappingProxyType):
             self._note(what, value, Entries)
             for key, member in list(value.items()):
                 self.visit(f"{what}[{key!r}]", member)
+            self._attributes(what, value, kind)
         elif isinstance(value, list | deque | set):
             self._note(what, value, Contents)
             for i, member in enumerate(list(value)):
                 self.visit(f"{what}[{i}]", member)
+            self._attributes(what, value, kind)
         elif isinstance(value, np.ndarray):
+            check_kind(what, value)
             if value.base is None or not hasattr(value.base, "__record_call__"):
-                self._note(what, value, Values)
-        elif isinstance(value, np.random.Generator | np.random.RandomState | random.Random):
+                self._note(what, value, Objects if value.dtype.kind == "O" else Values)
+                for member in value.flat if value.dtype.kind == "O" else ():
+                    self.visit(f"{what}[...]", member)
+        elif kind is _CACHED:
+            self._note(what, value, Cached)
+            self.visit(what, value.__wrapped__)
+        elif isinstance(value, logging.Logger):
             self._seen[id(value)] = value
-            self.draws.append(State(what, value))
+            self._space(what, value.__dict__, value, {"level", "disabled", "parent"})
+        elif isinstance(value, bytearray | array.array):
+            self._note(what, value, Raw)
+        elif isinstance(value, weakref.ref | ContextVar):
+            self._note(what, value, Target)
+            self.visit(what, self.polled[-1].before[0])
+        elif isinstance(value, np.random.Generator | np.random.RandomState | random.Random):
+            if id(value) not in self._seen:
+                self._seen[id(value)] = value
+                self.draws.append(State(what, value))
         elif isinstance(value, FunctionType):
             self._function(value)
         elif isinstance(value, MethodType):
@@ -216,12 +360,11 @@ class Surroundings:
             self.visit(what, value.__func__)
         elif isinstance(value, ModuleType):
             self._seen[id(value)] = value
-            path = getattr(value, "__file__", None)
-            if path is not None and not _is_installed(path):
+            if _is_users_module(value):
                 self._space(value.__name__, vars(value), value, self._names)
         elif isinstance(value, type):
             self._class(value)
-        else:
+        elif not isinstance(value, _STATELESS):
             self._object(what, value)
 
     def _function(self, function: FunctionType) -> None:
@@ -235,34 +378,79 @@ class Surroundings:
                 self.visit(name, self.polled[-1].before[0])
         for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self.visit(f"a default of {function.__name__}", value)
+        self.polled.append(Slots(function.__name__, function, ("__code__", "__defaults__", "__kwdefaults__")))
+        self._space(function.__name__, vars(function), function, {*self._names, *vars(function)})
 
     def _class(self, kind: type) -> None:
         for base in kind.__mro__:
-            path = getattr(sys.modules.get(base.__module__), "__file__", None)
-            if base.__module__ != "builtins" and not _is_installed(path) and id(base) not in self._seen:
+            if id(base) not in self._seen and _is_users_class(base):
                 self._seen[id(base)] = base
-                self._space(base.__name__, base.__dict__, base, self._names)
+                methods = [name for name, member in base.__dict__.items() if isinstance(member, FunctionType)]
+                self._space(base.__name__, base.__dict__, base, {*self._names, *methods})
 
     def _object(self, what: str, value: Any) -> None:
-        self._seen[id(value)] = value
+        """Of the user's own objects the attributes that the code names, of others all; of modules parts as well."""
         kind = type(value)
+        self._seen[id(value)] = value
         self._class(kind)
-        if hasattr(kind, "named_modules") and hasattr(kind, "training"):
-            self.watched.append(Names(kind.__name__, vars(value), tuple(vars(value)), value))
-            known = _package(kind.__module__) == "tinygrad_llm"  # changes nothing but by setting an attribute
-            for name, member in list(vars(value).items()):
-                if not known or hasattr(member, "named_modules"):
-                    self.visit(f"{kind.__name__}.{name}", member)
+        foreign = [base for base in kind.__mro__ if base is not object and not _is_users_class(base)]
+        space = getattr(value, "__dict__", None)
+        if hasattr(kind, "named_modules") and isinstance(space, dict):
+            self._module(kind.__name__ if what in ("self", "the function") else what, value, space, foreign)
             return
-        if isinstance(value, functools.partial):
-            for member in (value.func, value.args, value.keywords):
-                self.visit(what, member)
-        if (slots := slot_names(kind)) and _package(kind.__module__) not in ("builtins", *_LIBRARIES):
+        if _package(kind.__module__) == "tinygrad_llm" and hasattr(value, "__wrapped__"):
+            self.visit(what, value.__wrapped__)
+            return
+        slots = slot_names(kind) if _package(kind.__module__) not in ("builtins", *_LIBRARIES) else ()
+        self._check(what, value, kind, bool(slots) or isinstance(space, dict))
+        if slots:
             self.polled.append(Slots(what, value, tuple(slots)))
             for name, member in zip(slots, self.polled[-1].before):
                 self.visit(f"{what}.{name}", member)
-        if isinstance(getattr(value, "__dict__", None), dict):
-            self._space(what, value.__dict__, value, self._names)
+        if isinstance(value, functools.partial):
+            for member in (value.func, value.args, value.keywords):
+                self.visit(what, member)
+        if isinstance(value, operator.attrgetter | operator.methodcaller):
+            self._more(set(".".join(map(str, value.__reduce__()[1])).split(".")))
+        if isinstance(space, dict):
+            whole = any(_package(base.__module__) not in ("abc", "typing", "builtins") for base in foreign)
+            optimizer = hasattr(value, "param_groups")  # its moments change at each step, and a function only clears gradients
+            fields = getattr(kind, "__dataclass_fields__", ())  # which replace(), asdict() and the like read
+            self._space(what, space, value, {*self._names, *fields, *(space if whole and not optimizer else ())})
+
+    def _attributes(self, what: str, value: Any, kind: type) -> None:
+        """Of a subclass of a container the attributes."""
+        if isinstance(space := getattr(value, "__dict__", None), dict):
+            self._class(kind)
+            self._space(what, space, value, {*self._names, *space})
+
+    def _check(self, what: str, value: Any, kind: type, has_attributes: bool) -> None:
+        """CaptureError for what goes on with each use, or does not show what it is."""
+        reads_on = next((base for base in kind.__mro__ if "__next__" in vars(base)), None)
+        if isinstance(value, io.IOBase):
+            raise CaptureError(f"{what}: got a stream, expected a function that only computes")
+        if reads_on is not None and not _is_users_class(reads_on):
+            if id(value) in young():
+                return
+            raise CaptureError(f"{what}: got an iterator ({kind.__name__}) from outside of the function, expected what it "
+                               "gives as an argument: next() would be called once, while recording")
+        if isinstance(value, operator.attrgetter | operator.methodcaller) or hasattr(kind, "__get__"):
+            return
+        if not has_attributes and (kind.__hash__ in (object.__hash__, None) or kind is memoryview):
+            raise CaptureError(f"{what}: got a {kind.__name__}, which does not show its state, expected it outside of the "
+                               "function")
+
+    def _module(self, what: str, module: Any, space: dict[str, Any], foreign: list[type]) -> None:
+        """All attributes of the library's modules, and of subclasses; of the user's the parts, and what the code names."""
+        known = _package(type(module).__module__) == "tinygrad_llm"  # changes nothing but by setting an attribute
+        place = self._spaces[id(space)] = Names(what, space, (), module)
+        self.watched.append(place)
+        plain = any("forward" in vars(base) and "named_modules" not in vars(base) for base in foreign)
+        place.matters = lambda name, value: plain or name in self._names or _is_part(name, value)
+        place.more(set(space))
+        for name, member in list(space.items()):
+            if hasattr(member, "named_modules") or (not known and place.matters(name, member)):
+                self.visit(f"{what}.{name}", member)
 
     def _space(self, what: str, space: Any, owner: Any, names: set[str]) -> None:
         """Note what these names mean in a namespace: of modules only what they hold."""
@@ -270,7 +458,9 @@ class Surroundings:
         if place is None:
             place = self._spaces[id(space)] = Names(what, space, (), owner)
             self.polled.append(place)
-        place.more({name for name in names if not isinstance(space.get(name), ModuleType)})
+            if len(self.polled) > MOST:
+                raise CaptureError(f"{what}: got a function that leads to more than {MOST} objects, expected fewer")
+        place.more(names)
         for name in names:
             if name in space:
                 self.visit(f"{what}.{name}" if what else name, space[name])
@@ -282,9 +472,14 @@ class Surroundings:
 
     # Afterwards -------------------------------------------------------------------------------------------------------
 
-    def look_at(self, tensors: Any) -> None:
-        """Note tensors that the function has read."""
-        self.watched.append(Tensors("tensors", tensors))
+    def knows(self, value: Any) -> bool:
+        """Whether it was met outside of the function."""
+        return id(value) in self._seen
+
+    def look_at(self, tensors: Any, drawn: Any) -> None:
+        """Note tensors that the function has computed with, and leave out generators that it draws from anew at each call."""
+        self.watched += [Tensors("tensors", tensors), Asked("tensors", self.tensors)]
+        self._drawn = {id(generator) for generator in drawn}
 
     def forget(self) -> None:
         """After recording: what the function itself has made is nobody's any more."""
@@ -296,16 +491,26 @@ class Surroundings:
 
     def settle(self) -> None:
         """Errors: Effect where anything is not as it was noted."""
-        found = self.problem or _first([*self.draws, *self.watched, *self.polled])
-        if found is not None:
+        if (found := _first([*self.draws, *self.watched, *self.polled])) is not None:
             raise Effect(f"{found}, expected a function that leaves all but its results as it was")
+        for place in (*self.watched, *self.polled):
+            if isinstance(place, Names):
+                place.keep()
+                place.holder = None  # which it need not keep alive
         self.polled = [place for place in self.polled if not isinstance(place, Names) or place.names or place.keys is not None]
+        asks = not self._names.isdisjoint(("getstate", "get_state", "bit_generator"))  # where the general ones stand
+        self.polled += [place for place in self.draws[0 if asks else 3 :] if id(place.holder) not in self._drawn]
         self.draws, self._count = [], changes.count
 
     def restore(self) -> None:
         """Put back what was noted."""
         for place in (*self.draws, *self.watched, *self.polled):
             place.write()
+
+    def longest(self) -> str:
+        """What takes the most time to be looked at."""
+        place = max(self.polled, key=lambda place: len(place.before), default=None)
+        return f"{len(self.polled)} objects" + (f", {place.what or 'names'} with {len(place.before)} entries" if place else "")
 
     def changed(self) -> str | None:
         """What is not as it was noted, in words. Of modules only if any module changed since the last look."""
@@ -314,6 +519,11 @@ class Surroundings:
         if (found := _first(self.watched)) is None:
             self._count = changes.count
         return found
+
+
+def _is_part(name: str, value: Any) -> bool:
+    """Whether an attribute of a module is one of its parts, or says what they are."""
+    return name == "training" or name.startswith("_Module__") or isinstance(value, Tensor) or hasattr(value, "named_modules")
 
 
 def _first(places: list[Place]) -> str | None:

@@ -74,7 +74,8 @@ def _step(model: Transformer, settings: Any) -> tuple[Replay, AdamW]:
     replay = Replay(optimize(recording.program))
     for place, tokens in zip(replay.inputs, batch):
         place[...] = tokens
-    for p, output in recording.leaves:
+    for p, output, _ in recording.left:
+        assert not isinstance(p, int)
         p.grad = type(p).wrap(replay.outputs[output])
     return replay, AdamW(model.parameters())
 

@@ -54,8 +54,8 @@ class CapturedGradients:
             except Exception as error:  # the model's own, if it raises one without capture as well
                 refused = error
             else:
-                if (ready := [step for step in steps if step is not None]) == steps:
-                    losses = self._run(ready, parts)
+                ready = [step for step in steps if step is not None]
+                if ready == steps and (losses := self._replayed(ready, parts)) is not None:
                     self.ration.add_replay(perf_counter() - began)
                     return losses
         began = perf_counter()
@@ -72,6 +72,19 @@ class CapturedGradients:
             return
         warnings.warn(f"training runs without capture: {why_refused(error)}", RuntimeWarning, stacklevel=3)
         self.refused = True
+
+    def _replayed(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[float] | None:
+        """The losses; None where a call has failed, which the model as it is may catch; not where other workers wait."""
+        generators = [g for step in steps for g in step.drawn]
+        states = [g.bit_generator.state for g in generators]
+        try:
+            return self._run(steps, parts)
+        except Exception:
+            if not self.total.is_first or self.total.after is not None:
+                raise
+            for g, state in zip(generators, states):
+                g.bit_generator.state = state
+            return None
 
     def _run(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[float]:
         losses: list[float] = []
@@ -122,7 +135,7 @@ class CapturedGradients:
     def _recorded(self, part: Part, first: bool, alone: bool) -> Step:
         recording = self._record(part)
         index = {id(p): i for i, p in enumerate(self.trained)}
-        found = {index[id(p)]: output for p, output in recording.leaves if id(p) in index}
+        found = {index[id(p)]: output for p, output, _ in recording.left if id(p) in index}
         program = optimize(recording.program, self.passes)
         step = (Step(recording, program, found, self.total) if alone
                 else SumStep(recording, program, found, self._own, first))
@@ -136,7 +149,8 @@ class CapturedGradients:
             return loss
 
         args = [part.ids, part.targets, np.asarray(part.weight)]
-        return record(loss_and_gradients, args, self.model, roots=[self.model, self.model.loss])
+        return record(loss_and_gradients, args, self.model, roots=[self.model, self.model.loss],
+                      order="C")
 
 
 FastGradients = functools.partial(CapturedGradients, passes=FAST)
@@ -158,7 +172,8 @@ class Step:
         self.zero = [a for i, a in enumerate(total.arrays) if i not in found] if total.is_first else []
 
     def _bind(self, recording: Recording, program: Program, outputs: Any, found: dict[int, int], parameters: int) -> None:
-        self.around, self.replay = recording.around, Replay(plan_memory(program), outputs)
+        self.around, self.drawn = recording.around, recording.drawn
+        self.replay = Replay(plan_memory(program), outputs)
         self.loss = self.replay.outputs[recording.results[0][0].number]
         self.present = np.array([i in found for i in range(parameters)], np.uint8)
 

@@ -89,7 +89,7 @@ class Trainer:
         Raises FloatingPointError, naming the step, where the loss or the gradient is not finite: then weights and
         optimizer are as they were before this step. WorkerError where a worker process has ended: it says how they are.
         """
-        ids, targets = np.asarray(ids), np.asarray(targets)
+        ids, targets = _as_rows(ids), _as_rows(targets)
         self._zero_grad()
         try:
             team = self._prepared(ids, targets)
@@ -276,6 +276,12 @@ def _is_adamw(optimizer: Any) -> bool:
 def _steps_plainly(optimizer: Any) -> bool:
     """Whether its step is AdamW's, and not wrapped on the instance."""
     return _is_adamw(optimizer) and "step" not in vars(optimizer)
+
+
+def _as_rows(given: Any) -> np.ndarray:
+    """Integers as int64 in row-major order, in memory of their own: as all processes are shown them. Others as they are."""
+    array = np.asarray(given)
+    return np.array(array, np.int64, order="C") if array.dtype.kind in "iu" else array
 
 
 def _has_rows(ids: np.ndarray, targets: np.ndarray) -> bool:
