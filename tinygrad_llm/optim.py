@@ -13,6 +13,7 @@ from tinygrad_llm.autograd import Tensor, enable_grad, no_grad
 from tinygrad_llm.autograd.modes import check_effect
 from tinygrad_llm.nn import Module
 from tinygrad_llm.nn.module import StateKeyError, forget_gradients
+from tinygrad_llm.ops.opaque import as_values, opaque
 
 CHUNK = 1 << 16
 """Elements that AdamW updates at a time: five arrays of them fit into a core's second-level cache."""
@@ -274,7 +275,14 @@ def clip_grad_norm_(
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm_: max_norm: got {max_norm!r}, expected a number > 0")
     grads = _gradients("clip_grad_norm_", parameters)
-    norm = _total_norm("clip_grad_norm_", [g.numpy() for g in grads], norm_type, error_if_nonfinite)
+    arrays = [as_values(g) for g in grads]
+    if any(hasattr(a, "__record_call__") for a in arrays):
+        norm = _recorded_norm("clip_grad_norm_", arrays, norm_type, error_if_nonfinite)
+        scale = np.minimum(max_norm / (norm + 1e-6), 1.0)  # of nan it is nan
+        for g in grads:
+            g._write(lambda a: np.multiply(a, scale.astype(a.dtype), out=a))
+        return Tensor.from_array(norm)
+    norm = _total_norm("clip_grad_norm_", arrays, norm_type, error_if_nonfinite)
     scale = max_norm / (norm + 1e-6)
     if scale < 1 or math.isnan(scale):
         for g in grads:
@@ -300,7 +308,9 @@ def get_total_norm(
     tensors: Tensor | Iterable[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
 ) -> Tensor:
     """The norm of all tensors together, as clip_grad_norm_ returns it."""
-    arrays = [t.numpy() for t in ([tensors] if isinstance(tensors, Tensor) else tensors)]
+    arrays = [as_values(t) for t in ([tensors] if isinstance(tensors, Tensor) else tensors)]
+    if any(hasattr(a, "__record_call__") for a in arrays):
+        return Tensor.from_array(_recorded_norm("get_total_norm", arrays, norm_type, error_if_nonfinite))
     return Tensor.from_array(np.array(_total_norm("get_total_norm", arrays, norm_type, error_if_nonfinite)))
 
 
@@ -321,6 +331,18 @@ def _total_norm(name: str, arrays: Sequence[np.ndarray], norm_type: float, error
     if error_if_nonfinite and not math.isfinite(norm):
         raise OptimError(f"{name}: got a gradient norm of {norm}, expected a finite one")
     return norm
+
+
+def _recorded_norm(name: str, arrays: Sequence[Any], norm_type: float, error_if_nonfinite: bool) -> Any:
+    """The norm as one call of a program, an array without axes. Its value is not known while calls are recorded."""
+
+    @opaque(lambda *arrays: ((), np.dtype(np.float64)))
+    def total_norm(*arrays: np.ndarray, out: Any = None) -> np.ndarray:
+        out = np.empty(()) if out is None else out
+        out[...] = _total_norm(name, arrays, norm_type, error_if_nonfinite)
+        return out
+
+    return total_norm(*arrays)
 
 
 def _norm(arrays: Sequence[np.ndarray], p: float) -> float:

@@ -13,6 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from time import perf_counter
 from typing import Any
 
@@ -251,7 +252,8 @@ class Compiled:
         for other in reversed(self._ready):
             for i, (old, new) in enumerate(zip(other.layouts, key.layouts)):
                 if old != new and len(other.layouts) == len(key.layouts):
-                    return f"argument {i} was {described(old)} and is {described(new)}"
+                    hint = " (of numpy.array(x) the value is read at each call)" if issubclass(new[0], Number) else ""
+                    return f"argument {i} was {described(old)} and is {described(new)}{hint}"
         return "arguments of another form"
 
     def _is_worth_it(self, key: Any, news: str) -> bool:

@@ -75,5 +75,5 @@ def described(layout: Any) -> str:
     if issubclass(kind, Tensor | np.ndarray):
         return f"{kind.__name__} {rest[0]} of {rest[2]}"
     if issubclass(kind, int | float | np.number):
-        return f"{rest[0]} (a number of Python's; the value of numpy.array(x) is read at each call)"
+        return f"{rest[0]}"
     return f"another {kind.__name__}" if isinstance(rest[0], _Same) else f"{rest[0]!r:.40}"

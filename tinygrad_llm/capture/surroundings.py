@@ -31,7 +31,7 @@ import timeit
 import traceback
 import warnings
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -321,7 +321,7 @@ class Surroundings:
                 self.visit(f"{what}[{i}]", member)
         elif isinstance(value, dict) and "__builtins__" in value:  # of a module, or of code that was made of a string
             self._seen[id(value)] = value
-            self._space(what, value, None, self._names)
+            self._space(what, value, value, self._names)
         elif isinstance(value, dict | MappingProxyType):
             self._note(what, value, Entries)
             for key, member in list(value.items()):
@@ -485,9 +485,13 @@ class Surroundings:
         """After recording: what the function itself has made is nobody's any more."""
         self._seen.clear()
         self._spaces.clear()
-        while any(map(_is_dead, (*self.polled, *self.watched))):
-            self.polled = [place for place in self.polled if not _is_dead(place)]
-            self.watched = [place for place in self.watched if not _is_dead(place)]
+        while True:
+            held = Counter(id(place.holder) for place in (*self.polled, *self.watched))
+            before = len(self.polled) + len(self.watched)
+            self.polled = [place for place in self.polled if not _is_dead(place, held)]
+            self.watched = [place for place in self.watched if not _is_dead(place, held)]
+            if len(self.polled) + len(self.watched) == before:
+                return
 
     def settle(self) -> None:
         """Errors: Effect where anything is not as it was noted."""
@@ -533,7 +537,7 @@ def _first(places: list[Place]) -> str | None:
     return None
 
 
-def _is_dead(place: Place) -> bool:
-    """Whether nobody but the place has what it is about."""
+def _is_dead(place: Place, held: Counter[int]) -> bool:
+    """Whether nobody but so many places have what it is about."""
     holder = place.holder
-    return holder is not None and sys.getrefcount(holder) <= 3  # the place's, this function's and the call's
+    return holder is not None and sys.getrefcount(holder) <= held[id(holder)] + 2  # and this function, and the call
