@@ -33,7 +33,8 @@ lint: $(DEV) ## ruff, mypy, and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-nightly: $(DEV) ## every test with thousands of random examples each (hours)
+nightly: $(DEV) ## every test with thousands of random examples each (hours), and with every replay checked
+	TINYGRAD_LLM_CAPTURE=check HYPOTHESIS_PROFILE=ci $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 	HYPOTHESIS_PROFILE=nightly $(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 bench-guard: $(DEV) ## fail where a step, an op or the tape has become slower beside its yardstick (ratios, half a minute)

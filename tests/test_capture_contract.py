@@ -660,8 +660,10 @@ def same(a, b):
         assert a == b
 
 
+@pytest.mark.parametrize("check", ["", "check"])
 @pytest.mark.parametrize("program", CAPTURED, ids=lambda program: program.__name__)
-def test_it_is_captured_and_right(program):
+def test_it_is_captured_and_right(program, check, monkeypatch):
+    monkeypatch.setenv("TINYGRAD_LLM_CAPTURE", check)
     found, heard = run(program, True)
     same(found, run(program, False)[0])
     assert heard == []
@@ -683,7 +685,9 @@ def test_it_raises_what_it_raises_uncaptured(program):
         run(program, True)
 
 
-def test_a_check_names_the_line_that_differs():
+def test_a_check_names_the_line_that_differs(monkeypatch):
+    monkeypatch.delenv("TINYGRAD_LLM_CAPTURE", raising=False)
+
     class Settings:
         pass
 
@@ -720,6 +724,37 @@ def test_the_environment_checks_everything(monkeypatch):
     tg.default_generator.set_state(runs)
     same(first, [drop(tg.ones(50)) for _ in range(3)])
     assert f.check == 1
+
+
+def test_the_environment_checks_training(monkeypatch):
+    monkeypatch.setenv("TINYGRAD_LLM_CAPTURE", "check")
+
+    class Net(Toy):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.settings, self.kind = tg.nn.Dropout(0.3), Settings(), "a"
+
+        def loss(self, ids, targets):
+            gain = getattr(self.settings, "gain_" + self.kind)  # which no name leads to
+            return super().loss(ids, targets) * gain + self.drop(self.o.weight).sum() * 0.0
+
+    class Settings:
+        def __init__(self):
+            vars(self)["gain_" + "a"] = 2.0
+
+    def losses(capture, accumulate):
+        tg.manual_seed(0)
+        m = Net()
+        trainer = Trainer(m, AdamW(m.parameters(), lr=0.1), capture=capture, accumulate=accumulate)
+        found = [trainer.step(INPUTS, TARGETS) for _ in range(3)]
+        return trainer, m, found
+
+    assert losses(True, 1)[2] == losses(False, 1)[2]
+    assert losses(True, 2)[2] == losses(False, 2)[2]
+    trainer, m, _ = losses(True, 1)
+    vars(m.settings)["gain_" + m.kind] = 3.0
+    with pytest.raises(CaptureMismatch, match=r"training: loss of a replay is not that of the model: the first call that"):
+        trainer.step(INPUTS, TARGETS)
 
 
 @pytest.mark.parametrize("check", ["often", -1, None])

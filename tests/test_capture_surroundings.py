@@ -809,8 +809,10 @@ def shown(a):
     return repr(a)
 
 
+@pytest.mark.parametrize("check", ["", "check"])
 @pytest.mark.parametrize("program", SEEN, ids=name_of)
-def test_it_is_captured_and_right(program, tmp_path):
+def test_it_is_captured_and_right(program, check, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYGRAD_LLM_CAPTURE", check)
     found, heard = run(program, compile, tmp_path)
     assert shown(found) == shown(run(program, plain, tmp_path)[0])
     assert heard == []
@@ -894,6 +896,7 @@ def test_what_cannot_be_compiled(given, options, error, said):
 
 
 def test_what_a_replay_makes_slower_runs_as_it_is(monkeypatch):
+    monkeypatch.delenv("TINYGRAD_LLM_CAPTURE", raising=False)
     monkeypatch.setattr(rationing, "FREE", 1)
     items = list(range(100_000))
     f = compile(lambda x: x * len(items))

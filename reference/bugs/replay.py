@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import functools
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,17 @@ def _kept_weights(original: Any, library: Any) -> Any:
     return memory
 
 
-def _drawn_while_recorded(original: Any, library: Any) -> Any:
-    def draw(like: Any, generator: Any) -> Any:
-        source = copy.deepcopy(generator) if hasattr(like, "__record_call__") else generator  # one that moves would be noticed
-        return source.random(like.shape, dtype=np.float32)
+def _drawn_once(original: Any, library: Any) -> Any:
+    def bind(self: Any, call: Any) -> Any:
+        draws = any(isinstance(a, np.random.Generator) for a in (*call.args, *call.options.values()))
+        return functools.cache(original(self, call)) if draws else original(self, call)
 
-    return draw
+    return bind
 
 
 BUGS = [
     Bug("replay", "weights of the recording", "a copy that is a constant from then on",
         method("capture.replay.Replay._memory", _kept_weights)),
-    Bug("replay", "dropout's mask of the recording", "drawn by a call that leaves no trace",
-        method("nn.functional._uniform", _drawn_while_recorded)),
+    Bug("replay", "dropout's mask of the first run", "drawn by a call that is made once",
+        method("capture.replay.Replay.bind", _drawn_once)),
 ]  # fmt: skip

@@ -27,13 +27,14 @@ from tinygrad_llm.capture import rationing
 from tinygrad_llm.capture.ir import CaptureError, why_refused
 from tinygrad_llm.capture.keys import described, key_of
 from tinygrad_llm.capture.listing import first_difference
-from tinygrad_llm.capture.passes import DEFAULT, Pass, optimize
+from tinygrad_llm.capture.methods import Bound, Method
+from tinygrad_llm.capture.outside import Effect
+from tinygrad_llm.capture.passes import DEFAULT, Pass, optimize, peepholes
 from tinygrad_llm.capture.places import are_same
 from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.rationing import Ration
 from tinygrad_llm.capture.recordings import Output, Recording, array_of, record
 from tinygrad_llm.capture.replay import Replay
-from tinygrad_llm.capture.surroundings import Effect
 from tinygrad_llm.ops import Op
 from tinygrad_llm.ops.closures import slot_names
 
@@ -92,7 +93,8 @@ class Compiled:
         if check != "always" and (not isinstance(check, int) or check < 0):
             raise ValueError(f"compile: check: got {check!r}, expected 'always' or a number of calls")
         self.function, self.passes, self.limit = function, tuple(passes), programs
-        self.check = 1 if check == "always" or os.environ.get("TINYGRAD_LLM_CAPTURE") == "check" else int(check)
+        checked = os.environ.get("TINYGRAD_LLM_CAPTURE") == "check" and peepholes not in self.passes
+        self.check = 1 if check == "always" or checked else int(check)
         self.reason: str | None = None
         self.ration = Ration()
         self._told = self._is_off = False
@@ -159,7 +161,7 @@ class Compiled:
 
     def _doubts(self, program: _Program) -> bool:
         """Whether the function is to run as it is a few times, to see whether replays are faster at all."""
-        return rationing.FREE == 1 and program.replays[0] >= TRIED and program.runs[0] < SAMPLES
+        return rationing.FREE == 1 and not self.check and program.replays[0] >= TRIED and program.runs[0] < SAMPLES
 
     def _count_run(self, seconds: float, program: _Program | None, key: Any) -> None:
         self.ration.add_run(seconds)
@@ -179,7 +181,7 @@ class Compiled:
         """The method of an object."""
         key = id(owner)
         if key not in self._methods:
-            method = _Method(self.function, owner)
+            method = Method(self.function, owner)
             self._methods[key] = Compiled(method, self.passes, self.limit, self.check)
             if not method.keeps:
                 weakref.finalize(owner, self._methods.pop, key, None)
@@ -202,7 +204,7 @@ class Compiled:
 
     def _record(self, leaves: list[Any], rebuild: Callable[[list[Any]], Any], lines: bool = False) -> Recording:
         own = self.function
-        roots = [own.function, own.owner()] if isinstance(own, _Method) else [own]
+        roots = [own.function, own.owner()] if isinstance(own, Method) else [own]
         return record(lambda *flat: _called(own, rebuild(list(flat))), leaves, roots=roots, lines=lines)
 
     def program(self, *args: Any, **kwargs: Any) -> Program:
@@ -285,7 +287,8 @@ class Compiled:
         recording = program.recording
         tensors, drawn = _tensors(recording.seen, leaves), [g.bit_generator for g in recording.drawn]
         before, states = [(t._grad, _copied(t._grad)) for t in tensors], [bits.state for bits in drawn]
-        replayed = [_copied(a) for a in flatten(self._run(program, leaves))[0]] + [_copied(t._grad) for t in tensors]
+        result = self._run(program, leaves)
+        replayed = [_copied(a) for a in flatten(result)[0]] + [_copied(t._grad) for t in tensors]
         for t, (gradient, values) in zip(tensors, before):
             t._grad = gradient
             if gradient is not None:
@@ -293,10 +296,9 @@ class Compiled:
         for bits, state in zip(drawn, states):
             bits.state = state
         args, kwargs = rebuild(leaves)
-        result = self.function(*args, **kwargs)
-        expected = flatten(result)[0] + [t._grad for t in tensors]
-        if len(replayed) != len(expected) or not all(map(_are_bits, replayed, expected)):
-            wrong = next((i for i, pair in enumerate(zip(replayed, expected)) if not _are_bits(*pair)), -1)
+        expected = flatten(self.function(*args, **kwargs))[0] + [t._grad for t in tensors]
+        if len(replayed) != len(expected) or not all(map(are_bits, replayed, expected)):
+            wrong = next((i for i, pair in enumerate(zip(replayed, expected)) if not are_bits(*pair)), -1)
             again = self._record(leaves, rebuild, lines=True)
             results = len(expected) - len(tensors)
             what = f"result {wrong}" if wrong < results else f"gradient {wrong - results}"
@@ -404,45 +406,6 @@ def _as_module(compiled: Compiled, module: Any) -> Any:
     return made
 
 
-class Bound:
-    """A compiled method of an object."""
-
-    __slots__ = ("__func__", "__self__")
-
-    def __init__(self, function: Compiled, owner: Any) -> None:
-        self.__func__, self.__self__ = function, owner
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.__func__.of(self.__self__)(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__func__.of(self.__self__), name)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Bound) and self.__func__ is other.__func__ and self.__self__ is other.__self__
-
-    def __hash__(self) -> int:
-        return hash((id(self.__func__), id(self.__self__)))
-
-    def __reduce__(self) -> Any:
-        return getattr, (self.__self__, self.__func__.__name__)
-
-
-class _Method:
-    """A method of an object that it does not keep alive, unless nothing can refer to it weakly."""
-
-    def __init__(self, function: Callable[..., Any], owner: Any) -> None:
-        self.function, self.keeps = function, False
-        try:
-            self.owner: Callable[[], Any] = weakref.ref(owner)
-        except TypeError:
-            self.owner, self.keeps = (lambda: owner), True
-        functools.update_wrapper(self, function, updated=())
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(self.owner(), *args, **kwargs)
-
-
 _SPENT = Op("compiled", lambda x: (x, lambda g: (g,)), (), {}, "", variadic=True)
 
 
@@ -480,7 +443,7 @@ def _copied(a: Any) -> Any:
     return a.copy("K") if isinstance(a, np.ndarray) else a
 
 
-def _are_bits(a: Any, b: Any) -> bool:
+def are_bits(a: Any, b: Any) -> bool:
     """Whether two results are the same: of arrays and tensors all bits, but for those of a nan."""
     if isinstance(a, Tensor | np.ndarray) and isinstance(b, Tensor | np.ndarray):
         a, b = array_of(a), array_of(b)

@@ -15,10 +15,11 @@ from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.modes import current, recording
 from tinygrad_llm.autograd.trees import flatten, form_of
 from tinygrad_llm.capture.ir import CaptureError
+from tinygrad_llm.capture.outside import Effect
 from tinygrad_llm.capture.places import NUMBERS, check_kind
 from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.record import Recorder, Traced
-from tinygrad_llm.capture.surroundings import Effect, Surroundings, young
+from tinygrad_llm.capture.surroundings import Surroundings, young
 
 
 @dataclass(frozen=True)

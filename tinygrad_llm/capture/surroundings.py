@@ -14,22 +14,15 @@ array or bytearray what it holds. What says nothing of its state, as an iterator
 from __future__ import annotations
 
 import array
-import builtins
-import dis
 import functools
 import gc
 import io
-import linecache
 import logging
 import operator
 import os
 import random
 import sys
 import threading
-import time
-import timeit
-import traceback
-import warnings
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
@@ -58,9 +51,22 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.changes import changes
-from tinygrad_llm.autograd.modes import is_inner
 from tinygrad_llm.autograd.randomness import default_generator
 from tinygrad_llm.capture.ir import CaptureError
+from tinygrad_llm.capture.outside import (
+    FUNCTIONS,
+    KNOWN,
+    LIBRARIES,
+    Effect,
+    check_code,
+    check_frame,
+    is_users,
+    is_users_class,
+    is_users_module,
+    names_in,
+    noticing,
+    package,
+)
 from tinygrad_llm.capture.places import (
     NUMBERS,
     Asked,
@@ -90,98 +96,9 @@ _CACHED = type(functools.lru_cache(abs))
 MOST = 20_000
 """Places that are looked at before each replay, at most."""
 
-_LIBRARIES = ("tinygrad_llm", "numpy")
-
-_CLOCKS = ("time", "perf_counter", "monotonic", "process_time", "thread_time", "time_ns", "perf_counter_ns", "monotonic_ns",
-           "process_time_ns")
-_FILES = ("open", "stat", "lstat", "mkdir", "remove", "unlink", "rename", "replace", "rmdir", "listdir", "scandir", "getcwd",
-          "chdir", "system", "pipe", "urandom")
-_OUTSIDE: list[tuple[Any, str]] = [
-    (builtins, "print"), (builtins, "input"), (builtins, "open"), (io, "open"), (random, "_urandom"), (timeit, "default_timer"),
-    (threading.Thread, "start"), (warnings, "warn"), *[(os, name) for name in _FILES], *[(time, name) for name in _CLOCKS]]
-"""Functions whose every call matters, or gives something else."""
-_FUNCTIONS = {getattr(module, name) for module, name in _OUTSIDE}
-_HARMLESS = ("<frozen importlib", linecache.__file__, traceback.__file__, warnings.__file__)
-"""Files whose calls of these functions do not count: imports, and source lines for messages."""
-_LOGGED, _SEEDED = logging.Logger._log.__code__, random.Random.seed.__code__
-
-
-def _package(module: Any) -> str:
-    """The first part of a module's name."""
-    return str(module or "").partition(".")[0]
-
-
-def _is_users_module(module: Any) -> bool:
-    """Whether it is neither this library's, nor NumPy's, nor one of Python's own; also of one that has no file."""
-    if not isinstance(module, ModuleType) or _package(module.__name__) in _LIBRARIES:
-        return False
-    path = getattr(module, "__file__", None)
-    if path is not None:
-        return not is_inner(path)
-    return module.__name__ == "__main__" or _package(module.__name__) not in sys.stdlib_module_names
-
-
-def _is_users_class(kind: type) -> bool:
-    module = sys.modules.get(kind.__module__)
-    return _is_users_module(module) if module is not None else kind.__module__ not in sys.stdlib_module_names
-
-
-def _compares_types(code: CodeType) -> bool:
-    """Whether `type(x)` is asked, other than of self, or for its name alone."""
-    plumbing = ("PRECALL", "CALL", "CALL_FUNCTION", "CACHE", "PUSH_NULL")
-    steps = [(i.opname, i.argval) for i in dis.get_instructions(code) if i.opname not in plumbing]
-    asked = [k for k, step in enumerate(steps[:-2]) if step == ("LOAD_GLOBAL", "type")]
-    return any(steps[k + 1][1] not in ("self", "cls") and steps[k + 2][1] != "__name__" for k in asked)
-
-
-def _names_in(code: CodeType) -> set[str]:
-    """The names in a code, and texts that may be names: getattr(x, "lr"), vars(x)["lr"], f(**fields)."""
-    texts = [c for const in code.co_consts for c in (const if isinstance(const, tuple) else (const,))]
-    return {*code.co_names, *code.co_varnames, *[c for c in texts if type(c) is str and c.isidentifier()]}
-
-
-def is_users(frame: FrameType) -> bool:
-    """Whether a frame runs neither this library's code, nor NumPy's, nor Python's: also of code that was made of a string."""
-    path = frame.f_code.co_filename
-    if path in _known_files:
-        return False
-    if is_inner(path):
-        if path not in (_LOGGED.co_filename, _SEEDED.co_filename):
-            _known_files.add(path)
-        return False
-    return _package(frame.f_globals.get("__name__")) not in _LIBRARIES
-
-
-_known_files: set[str] = set()
-"""Files that are not the user's, as far as they have been met."""
-
-
-def _user_of(frame: FrameType | None) -> str | None:
-    """The name of the user's function that a call comes from, through whatever libraries; None for what does not count."""
-    while frame is not None and not frame.f_code.co_filename.startswith(_HARMLESS):
-        if is_users(frame):
-            return frame.f_code.co_name
-        frame = frame.f_back
-    return None
-
-
-class Effect(CaptureError):
-    """A recorded function changed something. What it did was undone: the function may be run as it is, and recorded later."""
-
-
 def young() -> set[int]:
     """The ids of what was made since Surroundings(), while nothing is collected."""
     return {id(made) for made in gc.get_objects(0)}
-
-
-class _Stream:
-    """A stream that another function writes to."""
-
-    def __init__(self, stream: Any, write: Callable[[str], Any]) -> None:
-        self._stream, self.write, self.writelines = stream, write, lambda lines: [write(line) for line in lines]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 class Surroundings:
@@ -211,7 +128,7 @@ class Surroundings:
         before, collects = sys.gettrace(), gc.isenabled()
         gc.disable()  # its callbacks are no frames of the function's
         try:
-            with self._noticing():
+            with noticing():
                 sys.settrace(self._called)
                 yield
         finally:
@@ -219,40 +136,11 @@ class Surroundings:
             if collects:
                 gc.enable()
 
-    @contextmanager
-    def _noticing(self) -> Iterator[None]:
-        """Inside the block print, files, clocks and the like are not to be asked, from here."""
-        thread, plain = threading.get_ident(), [(module, name, getattr(module, name)) for module, name in _OUTSIDE]
-
-        def noticed(function: Any, name: str) -> Any:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                caller = sys._getframe(1)
-                own = name == "warn" and not is_users(caller)  # a library's warning is not heard again
-                if threading.get_ident() == thread and not own and (user := _user_of(caller)) is not None:
-                    raise Effect(f"{user} calls {name}(), expected a function that only computes")
-                return function(*args, **kwargs)
-
-            return call
-
-        for module, name, function in plain:
-            setattr(module, name, noticed(function, name))
-        streams = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = [_Stream(stream, noticed(stream.write, "write")) for stream in streams]
-        try:
-            yield
-        finally:
-            sys.stdout, sys.stderr = streams
-            for module, name, function in plain:
-                setattr(module, name, function)
-
     def _called(self, frame: FrameType, event: str, arg: Any) -> Any:
         code = frame.f_code
-        if code.co_filename in _known_files:  # the library's, as nearly all are
+        if code.co_filename in KNOWN:  # the library's, as nearly all are
             return None
-        if code is _LOGGED:
-            raise Effect("it writes to a log, expected a function that only computes")
-        if code is _SEEDED and frame.f_locals.get("a") is None:
-            raise Effect("it makes a generator with a seed of the system's, expected one from outside, or a seed")
+        check_frame(frame)
         if not is_users(frame):
             return None
         frame.f_trace_lines = False
@@ -261,7 +149,7 @@ class Surroundings:
 
     def _left(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "return":
-            self._imported(_names_in(frame.f_code))
+            self._imported(names_in(frame.f_code))
             if arg is not None:
                 self.visit(f"{frame.f_code.co_name}()", arg)
         return self._left
@@ -269,21 +157,17 @@ class Surroundings:
     def _imported(self, names: set[str]) -> None:
         """Note the user's modules that a function imports itself."""
         for name in names:
-            if _is_users_module(sys.modules.get(name)):
+            if is_users_module(sys.modules.get(name)):
                 self._space("sys.modules", sys.modules, None, {name})
 
     def _enter(self, frame: FrameType, code: CodeType) -> None:
         if code not in self._codes:
             self._codes.add(code)
-            names = _names_in(code)
+            names = names_in(code)
             self._more(names)
             self._space("", frame.f_globals, None, names)
             self._imported(names)
-            if "type" in code.co_names and _compares_types(code):
-                raise Effect(f"{code.co_name} compares type(...), which is another one while it is recorded, with a class, "
-                             "expected isinstance()")
-            if not {"now", "utcnow", "today"}.isdisjoint(code.co_names) and {"datetime", "date"} & names:
-                raise Effect(f"{code.co_name} asks for the date, expected a function that only computes")
+            check_code(code)
             if not {"environ", "getenv"}.isdisjoint(code.co_names):
                 self._note("os.environ", os.environ._data, Entries)  # type: ignore[attr-defined]
             if "argv" in code.co_names:
@@ -311,7 +195,7 @@ class Surroundings:
                 self.tensors.append(value)
                 self._space(what, value.__dict__, value, self._names) if getattr(value, "__dict__", None) is not None else None
         elif kind is BuiltinFunctionType:
-            if value in _FUNCTIONS:
+            if value in FUNCTIONS:
                 raise Effect(f"{what} is {value.__name__}(), which gives something else each time")
             if not isinstance(value.__self__, ModuleType | type):
                 self.visit(what, value.__self__)  # a list's append, say
@@ -360,7 +244,7 @@ class Surroundings:
             self.visit(what, value.__func__)
         elif isinstance(value, ModuleType):
             self._seen[id(value)] = value
-            if _is_users_module(value):
+            if is_users_module(value):
                 self._space(value.__name__, vars(value), value, self._names)
         elif isinstance(value, type):
             self._class(value)
@@ -369,7 +253,7 @@ class Surroundings:
 
     def _function(self, function: FunctionType) -> None:
         self._seen[id(function)] = function
-        if _package(function.__module__) in _LIBRARIES:
+        if package(function.__module__) in LIBRARIES:
             return
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
             if id(cell) not in self._seen:
@@ -383,7 +267,7 @@ class Surroundings:
 
     def _class(self, kind: type) -> None:
         for base in kind.__mro__:
-            if id(base) not in self._seen and _is_users_class(base):
+            if id(base) not in self._seen and is_users_class(base):
                 self._seen[id(base)] = base
                 methods = [name for name, member in base.__dict__.items() if isinstance(member, FunctionType)]
                 self._space(base.__name__, base.__dict__, base, {*self._names, *methods})
@@ -393,15 +277,15 @@ class Surroundings:
         kind = type(value)
         self._seen[id(value)] = value
         self._class(kind)
-        foreign = [base for base in kind.__mro__ if base is not object and not _is_users_class(base)]
+        foreign = [base for base in kind.__mro__ if base is not object and not is_users_class(base)]
         space = getattr(value, "__dict__", None)
         if hasattr(kind, "named_modules") and isinstance(space, dict):
             self._module(kind.__name__ if what in ("self", "the function") else what, value, space, foreign)
             return
-        if _package(kind.__module__) == "tinygrad_llm" and hasattr(value, "__wrapped__"):
+        if package(kind.__module__) == "tinygrad_llm" and hasattr(value, "__wrapped__"):
             self.visit(what, value.__wrapped__)
             return
-        slots = slot_names(kind) if _package(kind.__module__) not in ("builtins", *_LIBRARIES) else ()
+        slots = slot_names(kind) if package(kind.__module__) not in ("builtins", *LIBRARIES) else ()
         self._check(what, value, kind, bool(slots) or isinstance(space, dict))
         if slots:
             self.polled.append(Slots(what, value, tuple(slots)))
@@ -413,7 +297,7 @@ class Surroundings:
         if isinstance(value, operator.attrgetter | operator.methodcaller):
             self._more(set(".".join(map(str, value.__reduce__()[1])).split(".")))
         if isinstance(space, dict):
-            whole = any(_package(base.__module__) not in ("abc", "typing", "builtins") for base in foreign)
+            whole = any(package(base.__module__) not in ("abc", "typing", "builtins") for base in foreign)
             optimizer = hasattr(value, "param_groups")  # its moments change at each step, and a function only clears gradients
             fields = getattr(kind, "__dataclass_fields__", ())  # which replace(), asdict() and the like read
             self._space(what, space, value, {*self._names, *fields, *(space if whole and not optimizer else ())})
@@ -429,7 +313,7 @@ class Surroundings:
         reads_on = next((base for base in kind.__mro__ if "__next__" in vars(base)), None)
         if isinstance(value, io.IOBase):
             raise CaptureError(f"{what}: got a stream, expected a function that only computes")
-        if reads_on is not None and not _is_users_class(reads_on):
+        if reads_on is not None and not is_users_class(reads_on):
             if id(value) in young():
                 return
             raise CaptureError(f"{what}: got an iterator ({kind.__name__}) from outside of the function, expected what it "
@@ -442,7 +326,7 @@ class Surroundings:
 
     def _module(self, what: str, module: Any, space: dict[str, Any], foreign: list[type]) -> None:
         """All attributes of the library's modules, and of subclasses; of the user's the parts, and what the code names."""
-        known = _package(type(module).__module__) == "tinygrad_llm"  # changes nothing but by setting an attribute
+        known = package(type(module).__module__) == "tinygrad_llm"  # changes nothing but by setting an attribute
         place = self._spaces[id(space)] = Names(what, space, (), module)
         self.watched.append(place)
         plain = any("forward" in vars(base) and "named_modules" not in vars(base) for base in foreign)

@@ -352,7 +352,7 @@ def whole(name: str, argument: str, value: Any) -> int:
     if not isinstance(value, bool):
         with suppress(TypeError):
             number = operator.index(value)
-            if -(1 << 63) <= number < 1 << 63:
+            if -(1 << 63) <= number <= 1 << 63:
                 return number
             raise ArgumentError(f"{name}: {argument}: got {value!r}, expected an integer of at most 64 bits")
     raise TypeError(f"{name}: {argument}: got {value!r}, expected an integer")

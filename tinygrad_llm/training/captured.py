@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,13 +15,15 @@ import numpy as np
 
 from tinygrad_llm.allocator import give_back_freed
 from tinygrad_llm.autograd.modes import is_anomaly_enabled, is_grad_enabled
+from tinygrad_llm.capture.compiled import CaptureMismatch, are_bits
 from tinygrad_llm.capture.ir import why_refused
+from tinygrad_llm.capture.listing import first_difference
+from tinygrad_llm.capture.outside import Effect
 from tinygrad_llm.capture.passes import EXACT, FAST, Pass, optimize, plan_memory
 from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.rationing import Ration
 from tinygrad_llm.capture.recordings import Recording, record
 from tinygrad_llm.capture.replay import Replay
-from tinygrad_llm.capture.surroundings import Effect
 from tinygrad_llm.nn import Parameter
 from tinygrad_llm.training.shards import EagerGradients, Part
 from tinygrad_llm.training.turns import Sum, added, told
@@ -37,6 +40,8 @@ class CapturedGradients:
     ) -> None:
         self.passes = tuple(step for step in passes if step is not plan_memory)  # which comes last, when the sums are there
         self.model, self.trained, self.total, self.present = model, trained, total, present
+        alone = total.is_first and total.after is None
+        self.checks = alone and passes is EXACT and os.environ.get("TINYGRAD_LLM_CAPTURE") == "check"
         self.refused = False
         self.ration: Any = None
         self._effects: set[Any] = set()
@@ -55,15 +60,19 @@ class CapturedGradients:
                 refused = error
             else:
                 ready = [step for step in steps if step is not None]
-                if ready == steps and (losses := self._replayed(ready, parts)) is not None:
+                run = self._checked if self.checks else self._replayed
+                if ready == steps and (losses := run(ready, parts)) is not None:
                     self.ration.add_replay(perf_counter() - began)
                     return losses
         began = perf_counter()
-        losses = EagerGradients(self.model, self.trained, self.total, self.present)(parts)
+        losses = self._as_it_is(parts)
         self.ration.add_run(perf_counter() - began)
         if refused is not None:
             self._refuse(refused)
         return losses
+
+    def _as_it_is(self, parts: Sequence[Part]) -> list[float]:
+        return EagerGradients(self.model, self.trained, self.total, self.present)(parts)
 
     def _refuse(self, error: Exception) -> None:
         """No more capture; after an effect only if it is not done once for all, as a table that the model keeps."""
@@ -85,6 +94,29 @@ class CapturedGradients:
             for g, state in zip(generators, states):
                 g.bit_generator.state = state
             return None
+
+    def _checked(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[float] | None:
+        """The same, after the model as it is has given the same bits. Errors: CaptureMismatch."""
+        generators = {id(g): g for step in steps for g in step.drawn}.values()
+        states = [g.bit_generator.state for g in generators]
+        if (losses := self._replayed(steps, parts)) is None:
+            return None
+        replayed, present = [np.copy(a) for a in self.total.arrays], self.present.copy()
+        self.present[:] = 0
+        for g, state in zip(generators, states):
+            g.bit_generator.state = state
+        expected = self._as_it_is(parts)
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        wrong = ["loss"] if not np.array_equal(losses, expected, equal_nan=True) else []
+        if math.isfinite(expected[-1]):
+            wrong += [f"gradient of {names.get(id(p), p.shape)}" for p, a, b, was, now in
+                      zip(self.trained, replayed, self.total.arrays, present, self.present)
+                      if was != now or not are_bits(a, b)]
+        if wrong:
+            again = self._record(parts[0], lines=True)
+            raise CaptureMismatch(f"training: {wrong[0]} of a replay is not that of the model: "
+                                  f"{first_difference(steps[0].recorded, again.program)}")
+        return expected
 
     def _run(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[float]:
         losses: list[float] = []
@@ -142,7 +174,7 @@ class CapturedGradients:
         give_back_freed()
         return step
 
-    def _record(self, part: Part) -> Recording:
+    def _record(self, part: Part, lines: bool = False) -> Recording:
         def loss_and_gradients(ids: Any, targets: Any, weight: Any) -> Any:
             loss = self.model.loss(ids, targets)
             loss.backward(np.reshape(weight, loss.shape).astype(loss.dtype))
@@ -150,7 +182,7 @@ class CapturedGradients:
 
         args = [part.ids, part.targets, np.asarray(part.weight)]
         return record(loss_and_gradients, args, self.model, roots=[self.model, self.model.loss],
-                      order="C")
+                      lines=lines, order="C")
 
 
 FastGradients = functools.partial(CapturedGradients, passes=FAST)
@@ -172,7 +204,7 @@ class Step:
         self.zero = [a for i, a in enumerate(total.arrays) if i not in found] if total.is_first else []
 
     def _bind(self, recording: Recording, program: Program, outputs: Any, found: dict[int, int], parameters: int) -> None:
-        self.around, self.drawn = recording.around, recording.drawn
+        self.around, self.drawn, self.recorded = recording.around, recording.drawn, recording.program
         self.replay = Replay(plan_memory(program), outputs)
         self.loss = self.replay.outputs[recording.results[0][0].number]
         self.present = np.array([i in found for i in range(parameters)], np.uint8)
