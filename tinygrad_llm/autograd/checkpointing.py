@@ -81,14 +81,10 @@ class Segment:
         self.prints = [_print(t) for t in wanted]
         made = {id(t): self._own(t) for t in wanted}
         if made:
-            self.lead("checkpoint", list(made.values()), places)
+            parents = [*[x._node or x for x in self.originals], *places]
+            node = node_of_call("checkpoint", parents, lambda g: self.pull(g, places), list(made.values()), owned=True)
+            node.saved = tuple(self.given)
         return rebuild([made.get(id(t), t) for t in tensors])
-
-    def lead(self, name: str, outputs: list[Tensor], places: list[Any]) -> None:
-        """Let the outputs lead to the function's arguments, and to the places that it reads: backward runs the function."""
-        parents = [*[x._node or x for x in self.originals], *places]
-        node = node_of_call(name, parents, lambda g: self.pull(g, places), outputs, owned=True)
-        node.saved = tuple(self.given)
 
     def _own(self, tensor: Tensor) -> Tensor:
         """An output outside of the graph that it was made in; in memory of its own where it showed that of something else."""

@@ -55,13 +55,12 @@ class CapturedGradients:
         began = perf_counter()
         if not self.refused and not is_anomaly_enabled() and is_grad_enabled() and parts:
             try:
-                steps = [self._step(part, first=i == 0, alone=len(parts) == 1) for i, part in enumerate(parts)]
+                steps: Any = [self._step(part, first=i == 0, alone=len(parts) == 1) for i, part in enumerate(parts)]
             except Exception as error:  # the model's own, if it raises one without capture as well
                 refused = error
             else:
-                ready = [step for step in steps if step is not None]
                 run = self._checked if self.checks else self._replayed
-                if ready == steps and (losses := run(ready, parts)) is not None:
+                if None not in steps and (losses := run(steps, parts)) is not None:
                     self.ration.add_replay(perf_counter() - began)
                     return losses
         began = perf_counter()
@@ -84,15 +83,14 @@ class CapturedGradients:
 
     def _replayed(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[float] | None:
         """The losses; None where a call has failed, which the model as it is may catch; not where other workers wait."""
-        generators = [g for step in steps for g in step.drawn]
-        states = [g.bit_generator.state for g in generators]
+        drawn = [(g.bit_generator, g.bit_generator.state) for step in steps for g in step.drawn]
         try:
             return self._run(steps, parts)
         except Exception:
             if not self.total.is_first or self.total.after is not None:
                 raise
-            for g, state in zip(generators, states):
-                g.bit_generator.state = state
+            for bits, state in drawn:
+                bits.state = state
             return None
 
     def _checked(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[float] | None:

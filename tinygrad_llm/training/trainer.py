@@ -89,7 +89,7 @@ class Trainer:
         Raises FloatingPointError, naming the step, where the loss or the gradient is not finite: then weights and
         optimizer are as they were before this step. WorkerError where a worker process has ended: it says how they are.
         """
-        ids, targets = _as_rows(ids), _as_rows(targets)
+        ids, targets = _as_rows(ids), _as_rows(targets if targets is not ids else np.array(targets))
         self._zero_grad()
         try:
             team = self._prepared(ids, targets)
@@ -211,7 +211,8 @@ class Trainer:
         if self.workers == 1 and (not self.capture or not self._can_be_captured(ids, targets)):
             self.close()
             return None
-        _check_batch(self.model, ids, targets)
+        if not self.capture or self.workers != 1:  # else it has been looked at
+            _check_batch(self.model, ids, targets)
         if (count := self.settle_workers(len(ids), ids.size)) == 1 and not self.capture:
             return None
         made_for = self.model, self.optimizer, self.accumulate
@@ -279,9 +280,9 @@ def _steps_plainly(optimizer: Any) -> bool:
 
 
 def _as_rows(given: Any) -> np.ndarray:
-    """Integers as int64 in row-major order, in memory of their own: as all processes are shown them. Others as they are."""
+    """Integers as int64 in row-major order, as all processes are shown them. Others as they are."""
     array = np.asarray(given)
-    return np.array(array, np.int64, order="C") if array.dtype.kind in "iu" else array
+    return np.ascontiguousarray(array, np.int64) if array.dtype.kind in "iu" else array
 
 
 def _has_rows(ids: np.ndarray, targets: np.ndarray) -> bool:
