@@ -119,8 +119,9 @@ class Compiled:
         try:
             try:
                 leaves, rebuild = flatten((args, kwargs))
-                key = key_of(leaves, (args, kwargs))
+                key, recorded = key_of(leaves, (args, kwargs)), self.ration.recorded
                 program = None if key is None else self._prepared(key, leaves, rebuild)
+                began = began if self.ration.recorded == recorded else perf_counter()
             except Exception as error:  # the function's own, if it raises one without capture as well
                 refused = error
             if program is not None and not self._doubts(program):

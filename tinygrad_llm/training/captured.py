@@ -52,13 +52,14 @@ class CapturedGradients:
     def __call__(self, parts: Sequence[Part]) -> list[float]:
         refused: Exception | None = None
         self.ration = self.ration or Ration(len(parts))
-        began = perf_counter()
+        began, recorded = perf_counter(), self.ration.recorded
         if not self.refused and not is_anomaly_enabled() and is_grad_enabled() and parts:
             try:
                 steps: Any = [self._step(part, first=i == 0, alone=len(parts) == 1) for i, part in enumerate(parts)]
             except Exception as error:  # the model's own, if it raises one without capture as well
                 refused = error
             else:
+                began = began if self.ration.recorded == recorded else perf_counter()
                 run = self._checked if self.checks else self._replayed
                 if None not in steps and (losses := run(steps, parts)) is not None:
                     self.ration.add_replay(perf_counter() - began)
