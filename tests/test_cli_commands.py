@@ -465,3 +465,51 @@ def test_profile_prints_the_program(capsys):
     assert out.startswith("inputs   in0, in1\n")
     assert " = matmul(" in out
     assert "blocks.1.attn.qkv_proj" in out
+
+
+# Bytes and terminals -----------------------------------------------------------------------------------------------------
+
+
+def spoken(words, given=b"", **environment):
+    """(exit code, stdout, stderr) of a process, as bytes."""
+    command = [sys.executable, "-c", "import sys; from tinygrad_llm.cli import main; sys.exit(main())", *words]
+    done = subprocess.run(command, input=given, capture_output=True, env={**os.environ, **environment}, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("environment", [{"LC_ALL": "C.UTF-8"}, {"PYTHONIOENCODING": "utf-8:strict"},
+                                         {"PYTHONIOENCODING": "ascii"}])
+@pytest.mark.parametrize(("words", "name"), [
+    (["tokenize", "--tokenizer", "char", "-"], "text"), (["generate", "--checkpoint", "nowhere", "--prompt", "-"], "--prompt"),
+])
+def test_bytes_that_are_no_text_are_told_in_one_line(words, name, environment):
+    code, out, error = spoken(words, "café".encode("latin-1"), **environment)
+    assert (code, out) == (2, b"")
+    assert error.decode() == (f"tinygrad-llm: {name}: got bytes that are no UTF-8 on standard input, the first at 3, expected "
+                              "text in UTF-8\n")
+
+
+def test_an_argument_that_is_no_text_is_told_in_one_line():
+    code, out, error = spoken(["tokenize", "--tokenizer", "char", b"caf\xe9"])
+    assert (code, out) == (2, b"")
+    assert error == b"tinygrad-llm: text: got bytes that are no UTF-8, expected text in UTF-8\n"
+
+
+@pytest.mark.parametrize(("words", "code", "shown"), [
+    (["tokenize", "--tokenizer", "char", "é"], 0, b"\\xe9"),
+    (["tokenize", "--json", "--tokenizer", "char", "é→"], 0, b"[0, 1]"),
+    (["check", "--help"], 0, b"usage"), (["tokenize", "--tokenizer", "char", "--file", "é→"], 2, b"\\xe9\\u2192"),
+    (["é"], 2, b"\\xe9"),
+])
+def test_a_terminal_that_lacks_a_character_is_shown_another(words, code, shown):
+    found, out, error = spoken(words, PYTHONIOENCODING="ascii")
+    assert found == code, error
+    assert shown in out + error
+    assert b"this is a bug" not in error
+
+
+def test_a_story_goes_on_where_the_terminal_lacks_a_character(trained):
+    words = ["generate", "--checkpoint", str(trained), "--prompt", "the ", "--max-new-tokens", "5"]
+    code, out, error = spoken(words, PYTHONIOENCODING="ascii")
+    assert code == 0, error
+    assert out.startswith(b"the ")

@@ -150,6 +150,14 @@ def test_the_distribution_is_its_definition(logits, temperature, top_k, top_p):
         np.testing.assert_allclose(ours, theirs, atol=1e-12)
 
 
+@pytest.mark.parametrize("logits", [[0.0, -50.0], [0.0, -50.0, -60.0, 3.0], [-700.0, 0.0, -1.0], [1e3, 0.0]])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 30.0])
+def test_a_top_p_of_1_keeps_all(logits, temperature):
+    whole = next_token_probabilities(logits, temperature)
+    assert np.array_equal(next_token_probabilities(logits, temperature, top_p=1.0) > 0, whole > 0)
+    np.testing.assert_allclose(next_token_probabilities(logits, temperature, top_p=1.0), whole, rtol=1e-15)
+
+
 def near_a_cut(logits, temperature, top_k, top_p):
     """Whether top_p falls on a sum, where rounding may decide."""
     sums = np.cumsum(sorted(direct(logits, temperature, top_k, None), reverse=True))

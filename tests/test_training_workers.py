@@ -635,3 +635,53 @@ def test_blas_has_its_threads_again_between_steps():
         trainer.step(*batch())
         assert threads() == before
     assert seen == [[1] * len(before)]
+
+
+# Who else has the weights --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"capture": True}, {"capture": "fast"}, {"workers": 2},
+                                     {"workers": 2, "capture": True}], ids=str)
+def test_what_somebody_holds_of_the_weights_is_theirs_as_before(options):
+    """detach() and numpy() share memory with a parameter; what is written there reaches it, in training too."""
+    trainer = make(options.pop("workers", 1), **options)
+    head, row = trainer.model.lm_head.weight, trainer.model.tok_embed.weight
+    held, array, part = head.detach(), head.numpy(), row.detach()[2:4]
+    for step in range(3):
+        trainer.step(*batch(seed=step))
+        assert np.array_equal(held.numpy(), head.numpy())
+        assert np.array_equal(array, head.numpy())
+        assert np.array_equal(part.numpy(), row.numpy()[2:4])
+        held.clamp_(-0.01, 0.01)
+        part.zero_()
+        assert np.abs(head.numpy()).max() <= 0.01
+        assert not row.numpy()[2:4].any()
+    trainer.close()
+    assert np.array_equal(held.numpy(), head.numpy())
+    held.zero_()
+    assert not head.numpy().any()
+
+
+def test_the_step_is_the_same_whoever_holds_the_weights():
+    losses = []
+    for holds in (False, True):
+        trainer = make(1, capture=True)
+        held = [p.detach() for p in trainer.model.parameters()] if holds else []
+        losses.append([trainer.step(*batch(seed=step)) for step in range(4)])
+        assert len(trainer._team.lodging.guests) == 0
+        assert all(np.shares_memory(h.numpy(), p.numpy()) for h, p in zip(held, trainer.model.parameters()))
+        trainer.close()
+    assert losses[0] == losses[1]
+
+
+def test_a_system_that_refuses_a_file_in_memory(monkeypatch):
+    def refused(*arguments):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", refused, raising=False)
+    expected, losses = [], []
+    for workers, found in ((1, expected), (2, losses)):
+        trainer = make(workers, capture=True)
+        found += [trainer.step(*batch(seed=step)) for step in range(3)]
+        trainer.close()
+    np.testing.assert_allclose(losses, expected, rtol=1e-12)

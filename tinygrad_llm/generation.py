@@ -159,7 +159,7 @@ def _candidates(
     with np.errstate(over="ignore"):  # a tiny temperature: −inf is right
         probabilities = np.exp((logits[order] - logits.max()) / temperature)
     probabilities /= probabilities.sum()
-    if top_p is not None:
+    if top_p is not None and top_p < 1:  # the sum before an unlikely token rounds to 1
         before = np.cumsum(probabilities) - probabilities
         count = max(int(np.count_nonzero(before < top_p)), 1)
         order, probabilities = order[:count], probabilities[:count] / probabilities[:count].sum()

@@ -44,6 +44,27 @@ def say(text: str) -> None:
     print(f"{PROGRAM}: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
 
 
+def text_of(name: str, value: str) -> str:
+    """A text that was given as an argument, or read from standard input where it is "-". Errors: UserError for bytes that are
+    no UTF-8."""
+    try:
+        if value != "-":
+            return value.encode().decode()
+        return sys.stdin.buffer.read().decode() if hasattr(sys.stdin, "buffer") else sys.stdin.read()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: got bytes that are no UTF-8, expected text in UTF-8") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: got bytes that are no UTF-8 on standard input, the first at {error.start:,}, expected text "
+                        "in UTF-8") from None
+
+
+def write_anything() -> None:
+    """Show characters that the terminal lacks as escapes, in place of an error in the middle of a text."""
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
     """A warning is one line, without the source that raised it."""

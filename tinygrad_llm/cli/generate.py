@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tinygrad_llm.cli.command import Command, Run
-from tinygrad_llm.cli.errors import PROGRAM, UserError
+from tinygrad_llm.cli.errors import PROGRAM, UserError, text_of
 from tinygrad_llm.cli.loading import backend_option, checkpoint_option, device_option, load_trained
 from tinygrad_llm.cli.settings import at_least_zero, integer, number, option, switch, word, words
 from tinygrad_llm.generation import stream_text
@@ -46,7 +45,7 @@ def run(job: Run) -> int:
     settings = job.settings
     if settings.prompt is None:
         raise UserError("--prompt: got none, expected a text to continue, or - for standard input")
-    prompt = sys.stdin.read() if settings.prompt == "-" else settings.prompt
+    prompt = text_of("--prompt", settings.prompt)
     trained = load_trained(settings, job.reference)
     pieces = stream_text(
         trained.model,

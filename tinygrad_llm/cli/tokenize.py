@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 from tinygrad_llm.cli.command import PROGRAM, Command, Run
-from tinygrad_llm.cli.errors import UserError, notes_unless_refused
+from tinygrad_llm.cli.errors import UserError, notes_unless_refused, text_of
 from tinygrad_llm.cli.settings import integer, option, switch, word
 from tinygrad_llm.cli.table import table
 from tinygrad_llm.data import get_tokenizer, load_corpus
@@ -55,11 +54,9 @@ def _content(settings: Settings, corpus: str | None) -> str:
         raise UserError(f"text: got both a text and --file {settings.file!r}, expected one of them")
     if settings.file is not None:
         return load_corpus(_a_file(settings.file)).text
-    if settings.text == "-":
-        return sys.stdin.read()
     if settings.text is None and corpus is None:
         raise UserError("text: got none, expected a TEXT, - for standard input, --file or --corpus")
-    return settings.text if settings.text is not None else corpus or ""
+    return text_of("text", settings.text) if settings.text is not None else corpus or ""
 
 
 def _a_file(path: str) -> str:

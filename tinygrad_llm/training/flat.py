@@ -3,14 +3,16 @@
     weights │ exp_avg │ exp_avg_sq │ gradient │ gradient of worker 1 │ ... │ ids │ targets
 
 A parameter's array becomes a view of its place, and the optimizer's state holds views too, so that all that reads them
-(state_dict, checkpoints, evaluation) needs to know nothing of it. The update is elementwise and in the order of
-AdamW.step, so that its bits are the same, wherever the slices are cut.
+(state_dict, checkpoints, evaluation) needs to know nothing of it. Where somebody else has that array, as `p.detach()` or
+`p.numpy()` of before, it stays the parameter's: it is copied to its place for the time of a step, and back. The update is
+elementwise and in the order of AdamW.step, so that its bits are the same, wherever the slices are cut.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -201,12 +203,16 @@ class Lodging:
         self.states: list[dict[str, Any] | None] = []
         self.held: list[tuple[dict[str, Any], str, np.ndarray]] = []
         self.plans: dict[Any, list[tuple[Place, int, int]]] = {}
+        self.guests: list[tuple[Tensor, np.ndarray, np.ndarray]] = []
 
     def enter(self) -> None:
         """Take in whatever is not in its place: all at first, and later what load_state_dict and the like have replaced."""
         for p, view in zip(self.parameters, self.weights):
             if p._array is not view:
-                np.copyto(view, p._array)
+                array = p._array
+                np.copyto(view, array)
+                if _is_held(array):
+                    self.guests.append((p, view, array))
                 p._array = view
                 changes.count += 1
         known = self.optimizer.state, len(self.optimizer.state)
@@ -217,6 +223,15 @@ class Lodging:
             if state.get(name, view) is not view:
                 np.copyto(view, state[name])
                 state[name] = view
+
+    def send_home(self) -> None:
+        """After a step: what somebody else holds, too, goes back to where it was."""
+        for p, view, array in self.guests:
+            if p._array is view:
+                np.copyto(array, view)
+                p._array = array
+                changes.count += 1
+        self.guests.clear()
 
     def leave(self) -> None:
         """Give each array memory of its own."""
@@ -276,6 +291,30 @@ class Lodging:
                 place = place._replace(start=runs.pop()[0].start)
             runs.append((place, number, behind))
         return runs
+
+
+def _is_held(array: np.ndarray) -> bool:
+    """Whether anybody but one parameter has an array, or the memory that it shows."""
+    return sys.getrefcount(array) > _OWN or (array.base is not None and sys.getrefcount(array.base) > _BASE)
+
+
+class _Holder:
+    """A parameter's array, and how many references to it `Lodging.enter` finds when nobody else has it."""
+
+    def __init__(self) -> None:
+        self._array = np.empty((1, 1))
+
+    def count(self) -> int:
+        """As _is_held counts them."""
+        array = self._array
+        return self._counted(array)
+
+    @staticmethod
+    def _counted(array: np.ndarray) -> int:
+        return sys.getrefcount(array)
+
+
+_OWN, _BASE = _Holder().count(), sys.getrefcount(np.empty((1, 1))[0].base)
 
 
 def _check_apart(parameters: Sequence[Tensor]) -> None:

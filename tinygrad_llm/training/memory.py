@@ -27,12 +27,14 @@ class SharedMemory:
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
-        if hasattr(os, "memfd_create"):
+        try:
             self._descriptor = os.memfd_create("tinygrad_llm")
             os.ftruncate(self._descriptor, max(nbytes, 1))
-            self._open(self._descriptor)
-        else:
+        except (AttributeError, OSError):  # another system, or a kernel or a filter that refuses it, or so many bytes
+            self.seal()
             self._open(RawArray("B", nbytes + ALIGNMENT))
+        else:
+            self._open(self._descriptor)
 
     def _open(self, source: Any) -> None:
         """source    a descriptor, which the mapping does not need once it is made; or the array"""

@@ -149,6 +149,8 @@ class Team:
             if isinstance(error, WorkerError) or not isinstance(error, Exception):
                 self.close()  # answers that nobody waited for would be taken for those to the next command
             raise
+        finally:
+            self.lodging.send_home()
 
     def gradients(self, ids: np.ndarray, targets: np.ndarray) -> list[tuple[float, float]]:
         """(loss, weight) of the parts of a batch, int [B, T] each, in their order.
