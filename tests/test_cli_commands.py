@@ -513,3 +513,39 @@ def test_a_story_goes_on_where_the_terminal_lacks_a_character(trained):
     code, out, error = spoken(words, PYTHONIOENCODING="ascii")
     assert code == 0, error
     assert out.startswith(b"the ")
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
+def test_closed_streams_are_no_bug(text, tmp_path, closed):
+    """And what is printed goes into no file that took their place."""
+    command = " ".join([sys.executable, "-m", "tinygrad_llm", "train", "--corpus", str(text), *map(str, FLAGS), "--out", "run"])
+    shell = f"exec {command} {' '.join('<>'[n > 0] + '&-' if n < 2 else '2>&-' for n in closed)}"
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"this is a bug" not in done.stdout + done.stderr
+    assert load_checkpoint(CheckpointFolder(tmp_path / "run").steps()[-1])[1]["step"] == 20
+
+
+def test_standard_input_that_is_closed_is_told_in_one_line():
+    command = f"{sys.executable} -m tinygrad_llm tokenize --tokenizer char - <&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (2, b"tinygrad-llm: text: got no characters, expected at least one\n")
+
+
+def test_resume_where_no_settings_are_known_is_refused(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    code, _, err = run(capsys, "train", "--resume", "--out", tmp_path / "out")
+    assert code == 2
+    assert "without a checkpoint, and so without the settings of a run, expected a run's folder, or the settings" in err
+
+
+def test_more_workers_than_rows_are_refused(text, tmp_path, capsys):
+    code, _, err = run(capsys, "train", "--corpus", text, "--batch-size", 8, "--workers", 1000, "--out", tmp_path / "out")
+    assert (code, err) == (2, "tinygrad-llm: --workers: got 1000, expected at most 8, the rows of a batch\n")
+
+
+@pytest.mark.parametrize("options", [["-OO"], ["-O"], ["-X", "dev"], ["-E", "-s"]], ids=" ".join)
+def test_python_may_be_told_otherwise(options):
+    command = [sys.executable, *options, "-m", "tinygrad_llm", "tokenize", "--tokenizer", "char", "abc"]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert (done.returncode, b"gives the same text back" in done.stdout) == (0, True), done.stderr

@@ -1,8 +1,10 @@
 """Trainer.fit: what it writes, when it stops, what it refuses."""
 
 import errno
+import hashlib
 import json
 import math
+import re
 import signal
 import threading
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 
 from tinygrad_llm import Transformer, TransformerConfig
-from tinygrad_llm.checkpoint import CheckpointError, CheckpointFolder, save_checkpoint
+from tinygrad_llm.checkpoint import CheckpointError, CheckpointFolder, NewerVersionError, save_checkpoint
 from tinygrad_llm.data import BatchLoader, CharTokenizer, SequenceDataset
 from tinygrad_llm.optim import AdamW, WarmupCosine
 from tinygrad_llm.training import Interrupted, Trainer, evaluate, load_model, plot_losses, read_metrics
@@ -239,8 +241,10 @@ def test_a_run_can_go_further_than_was_first_asked(tmp_path, whole):
     assert bits(tmp_path) == whole
 
 
-@pytest.mark.parametrize("cut", [2, 4, 6])
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("signum", "cut"), [
+    *[(signum, cut) for signum in (signal.SIGINT, signal.SIGTERM) for cut in (2, 4, 6)],
+    *[(getattr(signal, name), 4) for name in ("SIGHUP", "SIGUSR1", "SIGXCPU") if hasattr(signal, name)],
+])
 def test_a_signal_saves_and_ends_and_the_run_goes_on_with_the_same_bits(tmp_path, whole, cut, signum):
     trainer, batches = make()
     step = trainer.step
@@ -263,6 +267,66 @@ def test_a_signal_saves_and_ends_and_the_run_goes_on_with_the_same_bits(tmp_path
     assert CheckpointFolder(tmp_path).latest().metadata["step"] == cut
     fit(tmp_path, 12, resume=True)
     assert bits(tmp_path) == whole
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs SIGUSR1")
+def test_signals_of_the_program_stay_its_own(tmp_path):
+    heard, (trainer, batches) = [], make()
+    step = trainer.step
+
+    def interrupted(*batch):
+        signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGHUP)
+        return step(*batch)
+
+    trainer.step = interrupted
+    before = [signal.signal(signal.SIGUSR1, lambda *_: heard.append(1)), signal.signal(signal.SIGHUP, signal.SIG_IGN)]  # nohup
+    try:
+        fit(tmp_path, 3, (trainer, batches))
+    finally:
+        signal.signal(signal.SIGUSR1, before[0])
+        signal.signal(signal.SIGHUP, before[1])
+    assert heard == [1, 1, 1]
+
+
+@pytest.mark.parametrize("damage", ["a mark at the start", "a line in the middle", "half a line at the end", "deep brackets"])
+def test_a_line_of_metrics_that_cannot_be_read_costs_no_other(tmp_path, whole, damage):
+    fit(tmp_path, 8)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    good = [record["step"] for record in read_metrics(path)]
+    if damage == "a mark at the start":
+        lines[0] = b"\xef\xbb\xbf" + lines[0]
+    elif damage == "half a line at the end":
+        lines.append(lines[-1][:7])
+    else:
+        lines.insert(3, b"\x00\x00lost\n" if damage == "a line in the middle" else b"[" * 100_000 + b"\n")
+    path.write_bytes(b"".join(lines))
+    if damage in ("a line in the middle", "deep brackets"):
+        with pytest.warns(RuntimeWarning, match=r"metrics: got 1 lines in .* that cannot be read"):
+            fit(tmp_path, 12, resume=True)
+    else:
+        fit(tmp_path, 12, resume=True)
+    found = [record["step"] for record in read_metrics(path)]
+    assert found[: len(good)] == good
+    assert found.count(12) == [r["step"] for r in read_metrics(path)].count(12) >= 1
+    assert set(range(1, 13)) <= set(found)
+
+
+def test_a_checkpoint_of_a_newer_version_is_not_gone_past_nor_written_over(tmp_path):
+    fit(tmp_path, 8)
+    newest = CheckpointFolder(tmp_path).steps()[-1]
+    raw = newest.read_bytes()
+    forged = raw.replace(b'"version":"1"', b'"version":"2"', 1)
+    assert forged != raw
+    blank = re.sub(rb'"sha256":"[0-9a-f]{64}"', b'"sha256":"' + b"0" * 64 + b'"', forged, count=1)
+    newest.write_bytes(blank.replace(b"0" * 64, hashlib.sha256(blank).hexdigest().encode(), 1))
+    before = newest.read_bytes()
+    with pytest.raises(NewerVersionError, match="a newer tinygrad_llm wrote it, which can go on with it"):
+        fit(tmp_path, 12, resume=True)
+    with CheckpointFolder(tmp_path) as folder, pytest.raises(NewerVersionError):
+        folder.save(8, {"w": np.zeros(2)}, {})
+    assert newest.read_bytes() == before
 
 
 def test_a_signal_during_an_evaluation_leaves_it_to_the_resumed_run(tmp_path, whole):

@@ -5,7 +5,7 @@
     folder   the files of a run: the newest good ones, the best one, one writer
 """
 
-from tinygrad_llm.checkpoint.file import CheckpointError, load_checkpoint, save_checkpoint, verify_checkpoint
+from tinygrad_llm.checkpoint.file import CheckpointError, NewerVersionError, load_checkpoint, save_checkpoint, verify_checkpoint
 from tinygrad_llm.checkpoint.folder import CheckpointFolder, Loaded
 from tinygrad_llm.checkpoint.state import flatten_state, unflatten_state
 
@@ -13,6 +13,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointFolder",
     "Loaded",
+    "NewerVersionError",
     "flatten_state",
     "load_checkpoint",
     "save_checkpoint",

@@ -48,6 +48,10 @@ class CheckpointError(ValueError):
     """A file or folder that is not a good checkpoint: which one, and what is wrong with it, in one line."""
 
 
+class NewerVersionError(CheckpointError):
+    """A checkpoint of a newer version of this library: no damage, and nothing that an older one may go on from or replace."""
+
+
 def save_checkpoint(
     path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]
 ) -> None:
@@ -239,9 +243,10 @@ def _check_meta(meta: Any, path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: got a safetensors file of some other kind, expected format {FORMAT!r}")
     version = str(meta.get("version"))
     if version != str(VERSION):
-        newer = re.fullmatch("[0-9]{1,9}", version) and int(version) > VERSION
-        advice = "; a newer tinygrad_llm wrote it" if newer else ""
-        raise CheckpointError(f"{path}: got version {version!r:.40}, expected {str(VERSION)!r}{advice}")
+        said = f"{path}: got version {version!r:.40}, expected {str(VERSION)!r}"
+        if re.fullmatch("[0-9]{1,9}", version) and int(version) > VERSION:
+            raise NewerVersionError(f"{said}; a newer tinygrad_llm wrote it, which can go on with it")
+        raise CheckpointError(said)
     if not isinstance(meta.get("sha256"), str) or not isinstance(meta.get("metadata"), str):
         raise CheckpointError(f"{path}: got a header without 'sha256' or 'metadata', expected both")
     return meta

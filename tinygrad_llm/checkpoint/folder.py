@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tinygrad_llm.checkpoint.file import CheckpointError, load_checkpoint, save_checkpoint, verify_checkpoint
+from tinygrad_llm.checkpoint.file import (
+    CheckpointError,
+    NewerVersionError,
+    load_checkpoint,
+    save_checkpoint,
+    verify_checkpoint,
+)
 from tinygrad_llm.checkpoint.state import Tensors
 
 try:
@@ -68,11 +74,13 @@ class CheckpointFolder:
     def latest(self) -> Loaded:
         """The newest good checkpoint. One that is torn or tampered with is skipped, with a warning that names it.
 
-        Raises CheckpointError, listing what was found, if none is good.
+        Raises CheckpointError, listing what was found, if none is good; NewerVersionError for one of a newer version.
         """
         for path in reversed(self.steps()):
             try:
                 loaded = self._load(path)
+            except NewerVersionError:
+                raise
             except FileNotFoundError:  # its writer has replaced it by a newer one since we looked
                 return self.latest()
             except (CheckpointError, OSError) as error:
@@ -128,6 +136,8 @@ class CheckpointFolder:
 
     def _refuse_to_go_back(self, step: int) -> None:
         for path in reversed(self.steps()):
+            if _step_of(path) >= step:
+                _check_version(path)
             if _step_of(path) > step and self._is_good(path):
                 raise ValueError(
                     f"step: got {step}, expected {_step_of(path)} or more, as {path} is there; "
@@ -152,6 +162,16 @@ class CheckpointFolder:
         except (CheckpointError, OSError):
             return False
         return True
+
+
+def _check_version(path: Path) -> None:
+    """NewerVersionError for a file that a newer version wrote: it is not written over."""
+    try:
+        verify_checkpoint(path)
+    except NewerVersionError:
+        raise
+    except (CheckpointError, OSError):
+        pass
 
 
 def _step_of(path: Path) -> int:

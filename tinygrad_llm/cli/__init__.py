@@ -14,7 +14,15 @@ from typing import Any
 
 from tinygrad_llm.cli import check, evaluate, generate, profile, tokenize, train
 from tinygrad_llm.cli.command import parse, prepare
-from tinygrad_llm.cli.errors import UserError, is_mistake, message, say, warnings_as_lines, write_anything
+from tinygrad_llm.cli.errors import (
+    UserError,
+    is_mistake,
+    message,
+    open_closed_streams,
+    say,
+    warnings_as_lines,
+    write_anything,
+)
 
 COMMANDS = (train.COMMAND, evaluate.COMMAND, generate.COMMAND, tokenize.COMMAND, check.COMMAND, profile.COMMAND)
 BUG, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
@@ -23,6 +31,7 @@ BUG, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program. Returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    open_closed_streams()
     write_anything()
     try:
         with warnings_as_lines():

@@ -58,6 +58,17 @@ def text_of(name: str, value: str) -> str:
                         "in UTF-8") from None
 
 
+def open_closed_streams() -> None:
+    """Something stands behind each standard stream: else the next file that is opened would, and take what is printed."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(descriptor)
+        for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
 def write_anything() -> None:
     """Show characters that the terminal lacks as escapes, in place of an error in the middle of a text."""
     for stream in (sys.stdout, sys.stderr):

@@ -101,6 +101,8 @@ def run(job: Run) -> int:
         _refuse_used(Path(settings.out))
     if settings.device != "cpu" and settings.backend != "torch":
         raise UserError(f"--device: got {settings.device!r}, expected cpu, or --backend torch beside it")
+    if settings.workers != "auto" and int(settings.workers) > settings.batch_size:
+        raise UserError(f"--workers: got {settings.workers}, expected at most {settings.batch_size}, the rows of a batch")
     settings.transformer_config(1)  # refuse what does not fit together before any text is read
     reference = None
     if settings.backend == "torch":
@@ -190,6 +192,9 @@ def _resumed(job: Run) -> Settings:
             raise UserError(
                 f"out: got {str(folder)!r} with {others[0]} but no step to go on from, expected a run's folder"
             )
+        if not job.chosen - {"out", "resume"} - MAY_CHANGE:
+            raise UserError(f"out: got {str(folder)!r} without a checkpoint, and so without the settings of a run, expected a "
+                            "run's folder, or the settings of the run that is to begin there")
         return job.settings  # killed before it began
     with without_notes():  # the trainer reads the folder again, and says them
         about = CheckpointFolder(folder).latest().metadata.get("about", {}).get("settings")

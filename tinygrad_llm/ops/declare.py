@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,7 +96,7 @@ def op(
         name = function.__name__
         if not torch:
             raise TypeError(f"op {name}: got no torch expression, expected torch='...', the PyTorch call that it must equal")
-        if not function.__doc__:
+        if not function.__doc__ and sys.flags.optimize < 2:  # python -OO takes them away
             raise TypeError(f"op {name}: got no docstring, expected its formula")
         if name in REGISTRY:
             raise TypeError(f"op {name}: got a second declaration, expected one op in one place")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,25 +48,26 @@ class MetricsFile:
         self._file.close()
 
     def _truncate(self, step: int, evaluated: int) -> None:
+        """Cut off from the first line of a later step on, and torn lines at the end. Others that cannot be read stay."""
         self._file.seek(0)
-        end = 0
+        end, whole, strange = 0, 0, 0
         for line in io.BufferedReader(io.FileIO(self._file.fileno(), closefd=False)):
-            if not _belongs(line, step, evaluated):
+            record = _parsed(line)
+            if record is not None and record["step"] > (evaluated if "test_loss" in record else step):
                 break
             end += len(line)
-        os.ftruncate(self._file.fileno(), end)
-
-
-def _belongs(line: bytes, step: int, evaluated: int) -> bool:
-    record = _parsed(line)
-    return record is not None and record["step"] <= (evaluated if "test_loss" in record else step)
+            whole, strange = (end, strange) if record is not None else (whole, strange + 1)
+        if strange and whole:
+            warnings.warn(f"metrics: got {strange} lines in {str(self.path)!r} that cannot be read, expected JSON with a step; "
+                          "those between good lines are kept", RuntimeWarning, stacklevel=4)
+        os.ftruncate(self._file.fileno(), whole)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """The record of a line; None for one that is torn or not ours."""
     try:
-        record = json.loads(line)
-    except ValueError:
+        record = json.loads(line.removeprefix(codecs.BOM_UTF8))
+    except (ValueError, RecursionError):
         return None
     whole = line.endswith(b"\n") and isinstance(record, dict) and type(record.get("step")) is int
     return record if whole else None

@@ -7,6 +7,10 @@ import threading
 from types import FrameType
 from typing import Any
 
+STOPPING = {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU") if hasattr(signal, name)}
+"""Ctrl-C; a polite end; a terminal or a line that is gone; what batch systems send before they kill; a limit of time."""
+_ENDING = {signal.SIGINT, signal.SIGTERM}
+
 
 class Interrupted(KeyboardInterrupt):
     """Training was stopped by a signal, after a whole step; what `fit` had a folder for is saved.
@@ -21,9 +25,10 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """Inside the `with` block, the first SIGINT or SIGTERM sets `signum`; a second one acts as it did before.
+    """Inside the `with` block, the first of STOPPING sets `signum`; a second one acts as it did before.
 
-    A signal that the process was told to ignore stays ignored, and outside the main thread nothing is caught.
+    A signal that the process was told to ignore stays ignored (nohup), SIGHUP, SIGUSR1 and SIGXCPU stay with a handler of the
+    program's own, and outside the main thread nothing is caught.
     """
 
     def __init__(self) -> None:
@@ -35,8 +40,9 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(signum) not in (signal.SIG_IGN, None):
+            for signum in STOPPING:
+                taken = (signal.SIG_IGN, None) if signum in _ENDING else ()
+                if signal.getsignal(signum) not in taken and (signum in _ENDING or signal.getsignal(signum) == signal.SIG_DFL):
                     self._before[signum] = signal.signal(signum, self._caught)
         return self
 

@@ -135,9 +135,9 @@ class Trainer:
         progress           a bar on a terminal, and a line for each evaluation
         about              anything JSON-able to be kept with the model
 
-        Ctrl-C or SIGTERM ends it after the current step: everything is saved, then Interrupted (a KeyboardInterrupt)
-        is raised; a second Ctrl-C does not wait. Raises FloatingPointError, naming the step, for a loss or gradient
-        that is not finite, and saves nothing more; ValueError for a folder of another run, naming what differs.
+        Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGXCPU ends it after the current step: everything is saved, then Interrupted (a
+        KeyboardInterrupt) is raised; a second one does not wait. Raises FloatingPointError, naming the step, for a loss or
+        gradient that is not finite, and saves nothing more; ValueError for a folder of another run, naming what differs.
         A WorkerError, or what a model raises in a worker, ends it too, saved unless the error says that weights are half-way.
         """
         options = Options(steps, evaluate_on, eval_every, eval_tokens, tokenizer, folder, checkpoint_every, keep,

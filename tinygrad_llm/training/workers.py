@@ -37,9 +37,9 @@ from tinygrad_llm.nn import Module, Parameter
 from tinygrad_llm.optim import AdamW
 from tinygrad_llm.training.flat import Flat, Layout, Lodging, clip_scale
 from tinygrad_llm.training.shards import EagerGradients, Links, MakeGradients, Streams, Worker
+from tinygrad_llm.training.signals import STOPPING
 
 PATIENCE = 2.0  # seconds that a process has to end before it is killed
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
 class WorkerError(RuntimeError):
@@ -109,7 +109,7 @@ class Team:
             resource_tracker.ensure_running()  # or it would undo _deferred
             model, parameters, *rest = given
             given = (_without_values(model, parameters), None, *rest)
-        with _deferred(SIGNALS):
+        with _deferred(STOPPING):
             for rank in range(1, len(links) + 1):
                 self.children.append(Child(context, rank, links, given, self.children if forked else ()))
         for before, after in links:
@@ -327,9 +327,9 @@ def _serve(
 ) -> None:
     """The life of a worker: commands, one after the other, until the pipe is closed or the main process is gone.
 
-    Ctrl-C and SIGTERM reach the whole group of processes: what they mean is for the main one to decide.
+    Ctrl-C and its like reach the whole group of processes: what they mean is for the main one to decide.
     """
-    for signum in SIGNALS:
+    for signum in STOPPING:
         signal.signal(signum, signal.SIG_IGN)
     for other in inherited:
         other.close()
