@@ -685,3 +685,33 @@ def test_a_system_that_refuses_a_file_in_memory(monkeypatch):
         found += [trainer.step(*batch(seed=step)) for step in range(3)]
         trainer.close()
     np.testing.assert_allclose(losses, expected, rtol=1e-12)
+
+
+@pytest.mark.skipif("fork" not in get_all_start_methods(), reason="needs fork")
+@pytest.mark.parametrize("options", [{"capture": True}, {"workers": 2}, {"workers": 2, "capture": True}], ids=str)
+def test_a_process_that_was_forked_trains_a_model_of_its_own(options):
+    """Whatever it does to its weights, by loading, stepping or writing, is nothing to the parent's, and the other way round."""
+    workers = options.pop("workers", 1)
+    expected = make(workers, **options)
+    losses = [expected.step(*batch(seed=step)) for step in range(4)]
+    expected.close()
+    trainer = make(workers, **options)
+    assert trainer.step(*batch(seed=0)) == losses[0]
+    here, there = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            again = [trainer.step(*batch(seed=step)) for step in (1, 2)]
+            trainer.model.load_state_dict({name: value * 0 for name, value in trainer.model.state_dict().items()})
+            for p in trainer.model.parameters():
+                p.detach().zero_()
+            os.write(there, repr(again).encode())
+        finally:
+            os._exit(0)
+    os.close(there)
+    assert trainer.step(*batch(seed=1)) == losses[1]
+    os.waitpid(child, 0)
+    with os.fdopen(here, "rb") as pipe:
+        said = pipe.read().decode()
+    assert said == repr(losses[1:3])
+    assert [trainer.step(*batch(seed=step)) for step in (2, 3)] == losses[2:]
+    trainer.close()

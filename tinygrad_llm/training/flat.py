@@ -95,7 +95,7 @@ class Flat:
     step of a small model."""
 
     def __init__(self, layout: Layout) -> None:
-        self.layout, self.memory = layout, SharedMemory(layout.nbytes)
+        self.layout, self.memory = layout, SharedMemory(layout.nbytes, alone=layout.workers == 1)
         self.made: dict[Any, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -25,8 +25,12 @@ class SharedMemory:
 
     _descriptor = -1
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, alone: bool = False) -> None:
+        """alone: no other process will have it, and a fork gets a copy of its own, as of all other memory."""
         self.nbytes = nbytes
+        if alone:
+            self._open(np.zeros(nbytes + ALIGNMENT, np.uint8))
+            return
         try:
             self._descriptor = os.memfd_create("tinygrad_llm")
             os.ftruncate(self._descriptor, max(nbytes, 1))

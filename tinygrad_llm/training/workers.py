@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import traceback
 import warnings
 import weakref
@@ -109,7 +110,7 @@ class Team:
             resource_tracker.ensure_running()  # or it would undo _deferred
             model, parameters, *rest = given
             given = (_without_values(model, parameters), None, *rest)
-        with _deferred(STOPPING):
+        with _deferred(STOPPING), _forking_workers():
             for rank in range(1, len(links) + 1):
                 self.children.append(Child(context, rank, links, given, self.children if forked else ()))
         for before, after in links:
@@ -246,6 +247,12 @@ class Team:
         self.lodging.leave()
 
 
+    def part(self) -> None:
+        """In a process that was forked from this one, and is no worker: it has weights and moments of its own from now on."""
+        self.closed = True
+        self.lodging.leave()
+
+
 class Child:
     """One of the other processes, and the pipe to it."""
 
@@ -289,6 +296,30 @@ def _end_at_exit(team: Team) -> None:
     """Its processes end when the team is forgotten, and before multiprocessing waits for them at exit."""
     _TEAMS.add(team)
     weakref.finalize(team, end, team.children).atexit = False
+
+
+_STARTING: set[int] = set()
+"""Threads that fork workers just now, which share the memory of their team; any other fork gets memory of its own."""
+
+
+@contextmanager
+def _forking_workers() -> Iterator[None]:
+    _STARTING.add(threading.get_ident())
+    try:
+        yield
+    finally:
+        _STARTING.discard(threading.get_ident())
+
+
+def _part() -> None:
+    """In a process that was forked from this one."""
+    for team in () if threading.get_ident() in _STARTING else list(_TEAMS):
+        if team.flat.layout.workers > 1:  # else its memory is this process's anyway
+            team.part()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_part)
 
 
 @atexit.register
