@@ -34,6 +34,8 @@ from tinygrad_llm.checkpoint import (
     unflatten_state,
     verify_checkpoint,
 )
+from tinygrad_llm.checkpoint.file import write_whole
+from tinygrad_llm.checkpoint.pack import save_pack
 
 ROOT = Path(__file__).resolve().parents[1]
 DTYPES = ["f8", "f4", "f2", "c8", "b1", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1"]
@@ -613,3 +615,55 @@ def test_latest_is_the_newest_undamaged_save_after_any_history(tmp_path_factory,
             else:
                 with pytest.raises(CheckpointError):
                     folder.latest()
+
+
+# Other files ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "report.html"
+    write_whole(path, "old é")
+    assert path.read_bytes() == "old é".encode()
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tinygrad_llm.checkpoint.file._write_all", full)
+        with pytest.raises(OSError, match=r"No space left on device: .*report\.html"):
+            write_whole(path, "new")
+    assert path.read_bytes() == "old é".encode()
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    with pytest.raises(FileNotFoundError, match=r"nowhere"):
+        write_whole(tmp_path / "nowhere" / "report.html", b"new")
+
+
+def test_a_link_stays_a_link_and_a_pipe_is_written_to(tmp_path):
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    write_whole(tmp_path / "link", b"new")
+    assert ((tmp_path / "link").is_symlink(), (tmp_path / "real").read_bytes()) == (True, b"new")
+    write_whole("/dev/null", b"new")
+    here, there = os.pipe()
+    write_whole(f"/dev/fd/{there}", b"new")
+    os.close(there)
+    with os.fdopen(here, "rb") as pipe:
+        assert pipe.read() == b"new"
+
+
+def test_a_pack_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    files = {name: {"w": np.ones(3)} for name in ("inputs", "float64", "float32")}
+    about = {"config": {}, "optimizer": {}, "steps": 1}
+    save_pack(tmp_path, about, files)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(path, *arguments):
+        if "float32" in str(path):
+            raise OSError(28, "No space left on device")
+        return save_checkpoint(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tinygrad_llm.checkpoint.pack.save_checkpoint", full)
+        with pytest.raises(OSError, match="No space left"):
+            save_pack(tmp_path, about, {name: {"w": np.zeros(3)} for name in files})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -123,6 +123,21 @@ def _sha256(pieces: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file in place of the one that is there, whole or not at all; text in UTF-8. Raises OSError, naming the file.
+
+    A link stays one, a device or a pipe is written to, and so is a file in a folder where none may be made.
+    """
+    raw, place = content.encode() if isinstance(content, str) else content, Path(path)
+    try:
+        if place.exists() and (not place.is_file() or not os.access(place.parent, os.W_OK)):
+            place.write_bytes(raw)
+        else:
+            _write_atomically(Path(os.path.realpath(place)), [memoryview(raw)])
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def _write_atomically(path: Path, pieces: list[memoryview]) -> None:
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "a folder or device is there already")

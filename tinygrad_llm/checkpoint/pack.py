@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinygrad_llm.checkpoint.file import CheckpointError, load_checkpoint, save_checkpoint
+from tinygrad_llm.checkpoint.file import CheckpointError, load_checkpoint, save_checkpoint, write_whole
 
 FORMAT, VERSION = "tinygrad_llm.parity", 1
 FILES = ("inputs", "float64", "float32")
@@ -29,12 +30,15 @@ def save_pack(path: str | os.PathLike[str], about: Mapping[str, Any], files: Map
     """Write a pack into a folder. about: JSON values, at least config, optimizer and steps. Raises OSError."""
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
-        save_checkpoint(folder / f"{name}.safetensors", files[name], {})
-    digests = {f"{name}.safetensors": _digest((folder / f"{name}.safetensors").read_bytes()) for name in FILES}
-    manifest = {"format": FORMAT, "version": VERSION, **about, "files": digests}
-    manifest["sha256"] = _own_digest(manifest)
-    (folder / "pack.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory(prefix=".pack-", dir=folder) as beside:  # until all is written, an older pack stays
+        for name in FILES:
+            save_checkpoint(Path(beside) / f"{name}.safetensors", files[name], {})
+        digests = {f"{name}.safetensors": _digest((Path(beside) / f"{name}.safetensors").read_bytes()) for name in FILES}
+        manifest = {"format": FORMAT, "version": VERSION, **about, "files": digests}
+        manifest["sha256"] = _own_digest(manifest)
+        write_whole(Path(beside) / "pack.json", json.dumps(manifest, indent=1) + "\n")
+        for name in (*digests, "pack.json"):
+            os.replace(Path(beside) / name, folder / name)
 
 
 def load_pack(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensors]]:

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import tinygrad_llm
 from tinygrad_llm import parity
+from tinygrad_llm.checkpoint.file import write_whole
 from tinygrad_llm.cli import check_text as text
 from tinygrad_llm.cli.command import PROGRAM, Command, Run, check_writable
 from tinygrad_llm.cli.errors import UserError, notes_unless_refused
@@ -179,11 +179,11 @@ def _write(found: Any, reference: Any, settings: Settings) -> None:
     if settings.json:
         _write_json(settings.json, found.to_json())
     if settings.html:
-        Path(settings.html).write_text(reference.html.render(found), encoding="utf-8")
+        write_whole(settings.html, reference.html.render(found))
 
 
 def _write_json(path: str, data: Any) -> None:
-    Path(path).write_text(json.dumps(data, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(data, indent=1, allow_nan=False) + "\n")
 
 
 def _compare_device(job: Run) -> int:

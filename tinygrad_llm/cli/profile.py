@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from tinygrad_llm.capture.passes import optimize
 from tinygrad_llm.capture.profile import Profile, Share, peaks, profile, seconds_of
 from tinygrad_llm.capture.recordings import record
 from tinygrad_llm.capture.replay import Replay
+from tinygrad_llm.checkpoint.file import write_whole
 from tinygrad_llm.cli.command import Command, Run, check_writable
 from tinygrad_llm.cli.errors import PROGRAM
 from tinygrad_llm.cli.model_options import ModelOptions
@@ -56,7 +56,7 @@ def run(job: Run) -> int:
     measured.extra["adamw"] = _adamw(optimizer, model, settings.runs)
     print(_report(measured, replay, settings))
     if settings.trace:
-        Path(settings.trace).write_text(json.dumps(measured.trace()), encoding="utf-8")
+        write_whole(settings.trace, json.dumps(measured.trace()))
         print(f"\nwrote {settings.trace}: open it at chrome://tracing or ui.perfetto.dev")
     return 0
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm.checkpoint.file import write_whole
+
 
 class MetricsFile:
     """JSON lines, each written through to the system at once, so that a killed process loses none.
@@ -98,7 +100,7 @@ def plot_losses(metrics: str | os.PathLike[str], picture: str | os.PathLike[str]
     _draw(figure.subplots(), records)
     image = io.BytesIO()
     figure.savefig(image, format="png")
-    Path(picture).write_bytes(image.getvalue())
+    write_whole(picture, image.getvalue())
     return f"loss curve: {picture}"
 
 
