@@ -514,6 +514,23 @@ def test_metrics_that_cannot_be_written_are_told(tmp_path):
         fit(None, 3, metrics=tmp_path)
 
 
+@pytest.mark.parametrize("when", [1, 7])
+def test_metrics_that_can_no_longer_be_written_cost_no_run(tmp_path, whole, monkeypatch, when):
+    write, count = metrics_module.MetricsFile.write, []
+
+    def filling(self, record):
+        count.append(1)
+        if len(count) >= when:
+            self._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+        write(self, record)
+
+    monkeypatch.setattr(metrics_module.MetricsFile, "write", filling)
+    with pytest.warns(RuntimeWarning, match=r"metrics: got .*, which cannot be written .*; the run goes on without metrics"):
+        fit(tmp_path, 12)
+    assert len(count) == when
+    assert bits(tmp_path)[:3] == whole[:3]
+
+
 # Loading a model ------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,8 @@ import reprlib
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from os import PathLike
@@ -200,8 +201,7 @@ class Fitting:
             self._save(step, self.folder)
 
     def _save(self, step: int, folder: CheckpointFolder) -> None:
-        if self.metrics is not None:
-            self.metrics.sync()
+        self._keep_metrics(lambda metrics: metrics.sync())
         folder.save(step, self.trainer.model.state_dict(), {**self._about_model(), "run": self._run_state()})
         self.saved = step
 
@@ -282,8 +282,16 @@ class Fitting:
             tqdm.write(line, file=sys.stderr)
 
     def _write(self, record: dict[str, Any]) -> None:
+        self._keep_metrics(lambda metrics: metrics.write(record))
+
+    def _keep_metrics(self, do: Callable[[MetricsFile], None]) -> None:
+        """A line of metrics is not worth a run: where it cannot be written, a warning says so, and no more is tried."""
         if self.metrics is not None:
-            self.metrics.write(record)
+            try:
+                do(self.metrics)
+            except OSError as error:
+                self.metrics = None
+                warnings.warn(f"{error}; the run goes on without metrics", RuntimeWarning, stacklevel=2)
 
     def _plot(self) -> None:
         """A picture is not worth a run: where it cannot be written, a line says so."""
