@@ -10,12 +10,16 @@ import abc
 import array
 import builtins
 import collections
+import contextlib
 import contextvars
 import copy
 import csv
 import dataclasses
+import decimal
+import enum
 import functools
 import gc
+import importlib
 import io
 import itertools
 import json
@@ -27,7 +31,10 @@ import queue
 import random
 import re
 import sys
+import textwrap
 import threading
+import time
+import traceback
 import types
 import warnings
 import weakref
@@ -36,7 +43,7 @@ import numpy as np
 import pytest
 
 import tinygrad_llm as tg
-from tinygrad_llm.capture import compile, rationing
+from tinygrad_llm.capture import compile, outside, rationing
 from tinygrad_llm.data import BatchLoader, SequenceDataset
 from tinygrad_llm.nn import functional as F
 from tinygrad_llm.optim import AdamW, clip_grad_norm_
@@ -479,7 +486,150 @@ def powers_and_means(wrap):
     return [f(z), f(z * 2)]
 
 
+def states_of_threads(wrap):
+    here = threading.local()
+    here.scale = 1.0
+    return around(wrap(lambda x: x * here.scale), lambda: setattr(here, "scale", 3.0))
+
+
+def what_types_are_called(wrap):
+    f = wrap(lambda x: x * {"ndarray": 2, "Tensor": 3}.get(type(x).__name__, 5))
+    return [f(X), f(X), f(tg.tensor(X)), f(tg.tensor(X))]
+
+
+def numbers_of_their_own_class(wrap):
+    class Size(enum.IntEnum):
+        SMALL = 2
+
+    class Rate(float):
+        pass
+
+    f = wrap(lambda x, r: (x * Size.SMALL, x + r, x.astype(np.float32) * r))
+    return [f(X, Rate(0.5)), f(X, Rate(0.5)), f(X, Rate(0.25))]
+
+
+def texts_as_names(wrap):
+    c = Plain(gain=2.0)
+    f, g = wrap(lambda x, name="gain": x * getattr(c, name)), wrap(lambda x, name: x * getattr(c, name))
+    return around(f, lambda: setattr(c, "gain", 3.0)) + around(lambda x: g(x, "gain"), lambda: setattr(c, "gain", 4.0))
+
+
+def properties_of_other_functions(wrap):
+    class C:
+        gain = property(operator.attrgetter("_gain"))
+
+    c = C()
+    c._gain = 2.0
+    return around(wrap(lambda x: x * c.gain), lambda: setattr(c, "_gain", 3.0))
+
+
+def equal_things_that_are_others(wrap):
+    c = Plain(betas=(0.9, 0.99))
+    f, found = wrap(lambda x, d: x * c.betas[0] * float(d)), []
+    for _ in range(4):
+        c.betas = tuple(map(float, ("0.9", "0.99")))
+        found.append(f(X, decimal.Decimal("1.5")))
+    if hasattr(f, "ration"):
+        assert f.ration.recorded == 1
+    return found
+
+
+def what_is_made_of_functions_inside(wrap):
+    def f(x):
+        def power(n):
+            return x if n == 0 else power(n - 1) * 1.1
+
+        found = []
+
+        def walk(tree):
+            for child in tree:
+                walk(child) if isinstance(child, tuple) else found.append(x * child)
+
+        walk((1, (2, (3,))))
+        return power(4) + sum(found)
+
+    f = wrap(f)
+    return [f(X), f(X + 1), f(X)]
+
+
+def a_module_that_is_imported_inside(wrap, tmp_path):
+    name = f"helper_of_{wrap.__name__}"
+    (tmp_path / f"{name}.py").write_text("gain = 2.0\n\n\ndef scaled(x):\n    return x * gain\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        found = [f(X) for f in [wrap(lambda x: importlib.import_module(name).scaled(x))] for _ in range(3)]
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert builtins.len("four") == 4
+    return found
+
+
+def a_program_that_is_a_module(wrap, tmp_path):
+    """All of it runs while it is imported."""
+    name = f"program_of_{wrap.__name__}"
+    (tmp_path / f"{name}.py").write_text(textwrap.dedent(f"""
+        from {__name__} import X, compile, plain
+        gain = 2.0
+        step = {wrap.__name__}(lambda x: x * gain)
+        found = [step(X), step(X)]
+        gain = 3.0
+        found += [step(X), step(X)]
+    """))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        return importlib.import_module(name).found
+    finally:
+        sys.path.remove(str(tmp_path))
+
+
+def code_that_is_run_inside(wrap):
+    def f(x):
+        space = {}
+        exec("k = 3", space)
+        return x * space["k"] * eval("a + 1", {"a": 2})
+
+    f = wrap(f)
+    found = [f(X) for _ in range(3)]
+    assert builtins.print is PRINT
+    return found
+
+
+def a_script(wrap):
+    """Its globals are called as the arguments and local variables of the step are, and as methods."""
+    space = {"wrap": wrap, "np": np, "tg": tg, "X": X}
+    exec(textwrap.dedent("""
+        class M(tg.nn.Module):
+            def __init__(self):
+                self.w = tg.nn.Parameter(np.ones(6))
+
+            def loss(self, x):
+                return (self.w * x).sum()
+
+        m = M()
+
+        def step(x, y):
+            loss = m.loss(x) * y
+            loss.backward()
+            i = 0
+            return loss
+
+        step, total, found = wrap(step), 0.0, []
+        for i, (x, y) in enumerate([(X, 2.0), (X + 1, 2.0), (X, 2.0), (X * 2, 2.0)]):
+            loss = step(x, y)
+            total += float(loss)
+            found.append(total)
+            m.zero_grad()
+    """), space)
+    if hasattr(space["step"], "ration"):
+        assert space["step"].ration.recorded == 1
+    return space["found"], space["m"].w
+
+
+PRINT = print
 SEEN = [
+    states_of_threads, what_types_are_called, numbers_of_their_own_class, texts_as_names, properties_of_other_functions,
+    equal_things_that_are_others, what_is_made_of_functions_inside, a_module_that_is_imported_inside,
+    a_program_that_is_a_module, code_that_is_run_inside, a_script,
     attributes_of_functions, defaults_of_functions, code_of_functions, names_as_texts, names_that_are_absent,
     attributes_that_hide_those_of_a_class, a_builtin_that_is_hidden, methods_of_classes, forward_of_a_class,
     fields_that_are_given_as_names, getters, patterns, code_made_of_text, modules_of_the_user, holders,
@@ -751,6 +901,56 @@ def a_warning(wrap):
     return found, len(heard) - len(again)
 
 
+def a_list_from_outside_that_is_returned(wrap):
+    history = []
+    f, found = wrap(lambda x: (x * 2, history)), []
+    for i in range(4):
+        found.append(f(X)[0])
+        f(X)[1].append(i)
+    return found, history
+
+
+def an_error_that_is_printed(wrap):
+    def f(x):
+        try:
+            raise ValueError("mine")
+        except ValueError:
+            traceback.print_exc()
+        return x * 2
+
+    f, out = wrap(f), io.StringIO()
+    with contextlib.redirect_stderr(out):
+        found = [f(X) for _ in range(3)]
+    return found, out.getvalue().count("ValueError: mine")
+
+
+def bytes_of_a_stream(wrap):
+    def f(x):
+        sys.stdout.buffer.write(b"")
+        return x * 2
+
+    before, sys.stdout = sys.stdout, io.TextIOWrapper(io.BytesIO())
+    try:
+        f = wrap(f)
+        return [f(X) for _ in range(3)]
+    finally:
+        sys.stdout = before
+
+
+def a_nap(wrap):
+    f = wrap(lambda x: (time.sleep(0.0), x * 2)[1])
+    return [f(X) for _ in range(3)]
+
+
+def collecting_inside(wrap):
+    def f(x):
+        gc.collect(0)
+        return F.dropout(tg.tensor(x), 0.5, generator=np.random.default_rng(7))
+
+    f = wrap(f)
+    return [f(X) for _ in range(3)]
+
+
 def itself_among_the_arguments(wrap):
     items = {"x": X}
     items["all"] = items
@@ -777,6 +977,9 @@ TOLD = {
     an_argument_that_is_thawed: "requires_grad the function changes", a_thread_inside: r"calls start\(\)",
     a_layer_made_inside: "the library's generator was drawn from|got a write", a_warning: r"calls warn\(\)",
     itself_among_the_arguments: "RecursionError",
+    a_list_from_outside_that_is_returned: "results: got a list or dictionary from outside",
+    an_error_that_is_printed: r"calls (print|write)\(\)", bytes_of_a_stream: r"calls write\(\)", a_nap: r"calls sleep\(\)",
+    collecting_inside: r"calls collect\(\)",
 }
 
 
@@ -861,6 +1064,46 @@ def test_an_abstract_method_stays_abstract():
 
     with pytest.raises(TypeError, match="abstract"):
         Base()
+
+
+def test_attributes_that_the_compiled_function_is_given():
+    def f(x):
+        return x * step.gain
+
+    step = compile(f)
+    step.gain = 2.0
+    assert np.array_equal(step(X), X * 2)
+    step.gain = 3.0
+    assert np.array_equal(step(X), X * 3)
+    assert step.ration.recorded == 2
+
+
+def test_an_argument_may_be_called_self():
+    assert np.array_equal(compile(lambda self, x: x * self)(self=2.0, x=X), X * 2)
+
+
+def test_threads_that_record_at_once_leave_the_process_as_it_was():
+    before = [getattr(module, name) for module, name in outside._OUTSIDE], sys.stdout, sys.stderr, gc.isenabled()
+
+    def work(x):
+        for _ in range(20):
+            x = np.tanh(x * 1.5)
+        return x
+
+    functions = [compile(lambda x, k=k: work(x) + k) for k in range(6)]
+    threads = [threading.Thread(target=lambda f=f: [f(X + n) for n in range(3)]) for f in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ([getattr(module, name) for module, name in outside._OUTSIDE], sys.stdout, sys.stderr, gc.isenabled()) == before
+    assert [f.ration.recorded for f in functions] == [1] * 6
+
+
+def test_what_was_imported_while_recording_has_the_clock_itself(monkeypatch):
+    with outside.noticing():
+        kept = time.monotonic
+    assert kept() <= time.monotonic()
 
 
 def test_objects_are_let_go_of():

@@ -154,7 +154,8 @@ def _outside(outputs: Iterable[Tensor], inside: Iterable[Tensor], started: int) 
 
 
 def _print(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.dtype, zlib.crc32(tensor._array.tobytes())
+    known = not hasattr(tensor._array, "__record_call__")  # while calls are recorded, values are not
+    return tensor.shape, tensor.dtype, zlib.crc32(tensor._array.tobytes()) if known else None
 
 
 @contextmanager

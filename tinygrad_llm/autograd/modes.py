@@ -6,9 +6,11 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 import sysconfig
 import threading
 import traceback
+import warnings
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -288,6 +290,14 @@ def recording(recorder: Any) -> Iterator[None]:
         yield
     finally:
         current.recorder = before
+
+
+def warn_user(text: str) -> None:
+    """A RuntimeWarning at the innermost line outside of this package."""
+    depth, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(LIBRARY):
+        depth, frame = depth + 1, frame.f_back
+    warnings.warn(text, RuntimeWarning, stacklevel=depth - 1)
 
 
 def calling_line() -> str:

@@ -8,7 +8,6 @@ import math
 import os
 import sys
 import threading
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.graph import Node
-from tinygrad_llm.autograd.modes import active_recorder, is_anomaly_enabled
+from tinygrad_llm.autograd.modes import active_recorder, is_anomaly_enabled, warn_user
 from tinygrad_llm.autograd.trees import flatten
 from tinygrad_llm.capture import rationing
 from tinygrad_llm.capture.ir import CaptureError, why_refused
@@ -33,7 +32,7 @@ from tinygrad_llm.capture.passes import DEFAULT, Pass, optimize, peepholes
 from tinygrad_llm.capture.places import are_same
 from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.rationing import Ration
-from tinygrad_llm.capture.recordings import Output, Recording, array_of, record
+from tinygrad_llm.capture.recordings import PATIENCE, Output, Recording, array_of, record
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.ops import Op
 from tinygrad_llm.ops.closures import slot_names
@@ -41,8 +40,6 @@ from tinygrad_llm.ops.closures import slot_names
 PROGRAMS = 8
 """How many programs a compiled function keeps: one for each layout of its arguments, the oldest unused is dropped."""
 
-PATIENCE = 30.0
-"""Seconds after which a thread that waits for its turn runs the function as it is."""
 TRIED, SAMPLES = 16, 3
 """After how many replays the function runs as it is a few times, to see which is faster."""
 ASKED = 256
@@ -51,6 +48,9 @@ ASKED = 256
 
 class CaptureMismatch(AssertionError):
     """A replay gave something else than the function as it is: a fault of this library's, or a line that the contract lacks."""
+
+
+_OTHER_GRADIENTS = "which tensors have a .grad"
 
 
 class LeadsOutError(CaptureError):
@@ -107,7 +107,7 @@ class Compiled:
         functools.update_wrapper(self, function, updated=())
         self.__isabstractmethod__ = getattr(function, "__isabstractmethod__", False)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """The function's result."""
         if self._is_off or active_recorder() is not None or is_anomaly_enabled() or not self.ration.looks():
             return self.function(*args, **kwargs)
@@ -149,7 +149,7 @@ class Compiled:
             self._run_plainly(key, f"{why}")
             return
         self.reason, self._is_off = why, True
-        warnings.warn(f"{_name(self.function)} runs without capture: {why}", RuntimeWarning, stacklevel=3)
+        warn_user(f"{_name(self.function)} runs without capture: {why}")
 
     def _run_plainly(self, key: Any, why: str) -> None:
         """No program for such arguments; why is said once."""
@@ -158,7 +158,7 @@ class Compiled:
         if not self._told:
             self._told, self.reason = True, why
             name = _name(self.function)
-            warnings.warn(f"{name} runs without capture for such arguments: {why}", RuntimeWarning, stacklevel=4)
+            warn_user(f"{name} runs without capture for such arguments: {why}")
 
     def _doubts(self, program: _Program) -> bool:
         """Whether the function is to run as it is a few times, to see whether replays are faster at all."""
@@ -221,6 +221,7 @@ class Compiled:
         """The program for these arguments and for what is around the function now; None where it is not worth recording one."""
         known, news = self._ready.get(key, []), ""
         for program in known:
+            news = news or _OTHER_GRADIENTS
             if program.state == _gradients(program.recording.seen, leaves):
                 why = program.recording.around.changed()
                 if why is None:
@@ -230,7 +231,8 @@ class Compiled:
         if key in self._plain and not always:
             self.ration.add_stranger()
             return None
-        if not always and not self._is_worth_it(key, news or self._new_in(key)):
+        twin = news == _OTHER_GRADIENTS and len(self._ready) == 1
+        if not always and not self._is_worth_it(key, news or self._new_in(key), twin):
             return None
         made: _Program | None = None
         began = perf_counter()
@@ -259,16 +261,16 @@ class Compiled:
                     return f"argument {i} was {described(old)} and is {described(new)}{hint}"
         return "arguments of another form"
 
-    def _is_worth_it(self, key: Any, news: str) -> bool:
+    def _is_worth_it(self, key: Any, news: str, twin: bool) -> bool:
         """Whether to record once more: at first, and then what has been seen before, where it does not take too long."""
         known, self._asked[key] = key in self._asked, None
         self._asked.move_to_end(key)
         if len(self._asked) > ASKED:
             self._asked.popitem(last=False)
-        if self.ration.allows(known):
+        if self.ration.allows(known, twin):
             return True
         if (said := self.ration.told(news)) is not None:
-            warnings.warn(f"{_name(self.function)}: {said}", RuntimeWarning, stacklevel=4)
+            warn_user(f"{_name(self.function)}: {said}")
         return False
 
     def _replayed(
@@ -369,7 +371,7 @@ class CompiledModule:
 
     compiled: Compiled
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.compiled(*args, **kwargs)
 
     def program(self, *args: Any, **kwargs: Any) -> Program:

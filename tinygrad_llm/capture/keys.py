@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import weakref
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import PurePath
 from types import BuiltinFunctionType, FunctionType
 from typing import Any, NamedTuple
 
@@ -14,7 +18,8 @@ from tinygrad_llm.autograd.modes import is_inference_mode_enabled, records_graph
 from tinygrad_llm.autograd.trees import form_of
 
 _HEARD = {"raise", "call", "log", "print"}
-_VALUES = (str, bytes, type(None), type, np.dtype, range, type(...), FunctionType, BuiltinFunctionType)
+_VALUES = (str, bytes, type(None), type, np.dtype, range, type(...), FunctionType, BuiltinFunctionType, Decimal, Fraction,
+           PurePath, datetime.date, datetime.time, datetime.timedelta)
 """Types of constants that are compared by their values; numbers are by their text, other objects by what they are."""
 
 

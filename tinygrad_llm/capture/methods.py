@@ -16,7 +16,7 @@ class Bound:
     def __init__(self, function: Any, owner: Any) -> None:
         self.__func__, self.__self__ = function, owner
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.__func__.of(self.__self__)(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:

@@ -62,8 +62,10 @@ def same_kind(x: Traced, result: Traced) -> Traced:
 
 
 def _settled(x: Any) -> Any:
-    """An operand; lists become arrays, 0-d arrays and NumPy's scalars stay."""
-    return np.asarray(x) if isinstance(x, list | tuple) else x
+    """An operand; lists become arrays, and numbers of a class of their own, such as an IntEnum, as NumPy takes them; 0-d arrays
+    and NumPy's scalars stay."""
+    own = isinstance(x, int | float | complex) and type(x) not in (bool, int, float, complex) and not isinstance(x, np.generic)
+    return np.asarray(x) if own or isinstance(x, list | tuple) else x
 
 
 def _result_dtype(ufunc: np.ufunc, operands: Sequence[Any], dtype: Any) -> np.dtype:
@@ -257,6 +259,12 @@ def _any(recorder: Recorder, x: Any, axis: Any = None, out: Any = None, keepdims
 @handles(np.all)
 def _all(recorder: Recorder, x: Any, axis: Any = None, out: Any = None, keepdims: Any = False) -> Any:
     return _reduce(recorder, np.logical_and, x, axis, None, out, keepdims)
+
+
+@handles(np.may_share_memory)
+def _may_share_memory(recorder: Recorder, a: Any, b: Any, max_work: Any = None) -> bool:
+    x, y = recorder.view(a), recorder.view(b)
+    return x.buffer is y.buffer and np.may_share_memory(shadow_of(a), shadow_of(b))
 
 
 @handles(np.mean)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import dis
+import functools
+import gc
 import io
 import linecache
 import logging
 import os
 import random
+import signal
 import sys
 import threading
 import time
 import timeit
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,16 +29,18 @@ from tinygrad_llm.capture.ir import CaptureError
 LIBRARIES = ("tinygrad_llm", "numpy")
 
 _CLOCKS = ("time", "perf_counter", "monotonic", "process_time", "thread_time", "time_ns", "perf_counter_ns", "monotonic_ns",
-           "process_time_ns")
+           "process_time_ns", "sleep", "localtime", "gmtime", "strftime", "ctime")
 _FILES = ("open", "stat", "lstat", "mkdir", "remove", "unlink", "rename", "replace", "rmdir", "listdir", "scandir", "getcwd",
-          "chdir", "system", "pipe", "urandom")
+          "chdir", "system", "pipe", "urandom", "write", "times", "access", "utime")
 _OUTSIDE: list[tuple[Any, str]] = [
     (builtins, "print"), (builtins, "input"), (builtins, "open"), (io, "open"), (random, "_urandom"), (timeit, "default_timer"),
-    (threading.Thread, "start"), (warnings, "warn"), *[(os, name) for name in _FILES], *[(time, name) for name in _CLOCKS]]
+    (threading.Thread, "start"), (warnings, "warn"), (warnings, "warn_explicit"), (atexit, "register"), (signal, "signal"),
+    (gc, "collect"), (gc, "disable"), (gc, "enable"), *[(os, name) for name in _FILES], *[(time, name) for name in _CLOCKS]]
 """Functions whose every call matters, or gives something else."""
 FUNCTIONS = {getattr(module, name) for module, name in _OUTSIDE}
-_HARMLESS = ("<frozen importlib", linecache.__file__, traceback.__file__, warnings.__file__)
+_HARMLESS = ("<frozen importlib", linecache.__file__, warnings.__file__)
 """Files whose calls of these functions do not count: imports, and source lines for messages."""
+_RECORDINGS = os.path.join(os.path.dirname(__file__), "recordings.py")
 _LOGGED, _SEEDED = logging.Logger._log.__code__, random.Random.seed.__code__
 
 
@@ -67,10 +72,13 @@ def _compares_types(code: CodeType) -> bool:
     return any(steps[k + 1][1] not in ("self", "cls") and steps[k + 2][1] != "__name__" for k in asked)
 
 
-def names_in(code: CodeType) -> set[str]:
-    """The names in a code, and texts that may be names: getattr(x, "lr"), vars(x)["lr"], f(**fields)."""
-    texts = [c for const in code.co_consts for c in (const if isinstance(const, tuple) else (const,))]
-    return {*code.co_names, *code.co_varnames, *[c for c in texts if type(c) is str and c.isidentifier()]}
+@functools.lru_cache(maxsize=4096)
+def names_in(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """(names of globals, all names) in a code; among all, texts that may be names: getattr(x, "lr"), vars(x)["lr"]."""
+    consts = [c for const in code.co_consts for c in (const if isinstance(const, tuple | frozenset) else (const,))]
+    texts = {c for c in consts if type(c) is str and c.isidentifier()}
+    own = {str(i.argval) for i in dis.get_instructions(code) if i.opname.endswith(("_GLOBAL", "_NAME"))}
+    return frozenset(own | texts if {"globals", "vars"} & own else own), frozenset({*code.co_names, *texts})
 
 
 def is_users(frame: FrameType) -> bool:
@@ -89,13 +97,26 @@ KNOWN: set[str] = set()
 """Files that are not the user's, as far as they have been met."""
 
 
+def is_importing(frame: FrameType | None) -> bool:
+    """Whether a frame of a recorded function runs because it imports a module: done once, whoever asks first."""
+    return any(inner.f_code.co_filename.startswith("<frozen importlib") for inner in _inside(frame))
+
+
 def _user_of(frame: FrameType | None) -> str | None:
     """The name of the user's function that a call comes from, through whatever libraries; None for what does not count."""
-    while frame is not None and not frame.f_code.co_filename.startswith(_HARMLESS):
-        if is_users(frame):
-            return frame.f_code.co_name
-        frame = frame.f_back
+    for inner in _inside(frame):
+        if inner.f_code.co_filename.startswith(_HARMLESS):
+            return None
+        if is_users(inner):
+            return inner.f_code.co_name
     return None
+
+
+def _inside(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and those that it is called from, as far as the recorded function goes."""
+    while frame is not None and frame.f_code.co_filename != _RECORDINGS:
+        yield frame
+        frame = frame.f_back
 
 
 class Effect(CaptureError):
@@ -107,7 +128,9 @@ def check_code(code: CodeType) -> None:
     if "type" in code.co_names and _compares_types(code):
         raise Effect(f"{code.co_name} compares type(...), which is another one while it is recorded, with a class, "
                      "expected isinstance()")
-    if not {"now", "utcnow", "today"}.isdisjoint(code.co_names) and not {"datetime", "date"}.isdisjoint(names_in(code)):
+    if not {"__stdout__", "__stderr__"}.isdisjoint(code.co_names):
+        raise Effect(f"{code.co_name} uses a stream, expected a function that only computes")
+    if not {"now", "utcnow", "today"}.isdisjoint(code.co_names) and not {"datetime", "date"}.isdisjoint(names_in(code)[1]):
         raise Effect(f"{code.co_name} asks for the date, expected a function that only computes")
 
 
@@ -125,6 +148,12 @@ class _Stream:
     def __init__(self, stream: Any, write: Callable[[str], Any]) -> None:
         self._stream, self.write, self.writelines = stream, write, lambda lines: [write(line) for line in lines]
 
+    @property
+    def buffer(self) -> Any:
+        """The bytes behind it."""
+        self.write("")
+        return self._stream.buffer
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
@@ -133,12 +162,13 @@ class _Stream:
 def noticing() -> Iterator[None]:
     """Inside the block print, files, clocks and the like are not to be asked, from here."""
     thread, plain = threading.get_ident(), [(module, name, getattr(module, name)) for module, name in _OUTSIDE]
+    is_over = False  # then whoever has kept one of these functions has the plain one
 
     def noticed(function: Any, name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             caller = sys._getframe(1)
             own = name == "warn" and not is_users(caller)  # a library's warning is not heard again
-            if threading.get_ident() == thread and not own and (user := _user_of(caller)) is not None:
+            if not is_over and threading.get_ident() == thread and not own and (user := _user_of(caller)) is not None:
                 raise Effect(f"{user} calls {name}(), expected a function that only computes")
             return function(*args, **kwargs)
 
@@ -151,6 +181,7 @@ def noticing() -> Iterator[None]:
     try:
         yield
     finally:
+        is_over = True
         sys.stdout, sys.stderr = streams
         for module, name, function in plain:
             setattr(module, name, function)

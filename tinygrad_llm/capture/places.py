@@ -208,13 +208,17 @@ class Entries(Place):
 class Cached(Place):
     """How much functools.lru_cache keeps for a function. What was computed while recording is forgotten."""
 
-    __slots__ = ()
+    __slots__ = ("misses",)
+
+    def __init__(self, what: str, holder: Any) -> None:
+        self.misses = holder.cache_info().misses
+        super().__init__(what, holder)
 
     def read(self) -> Any:
         return (self.holder.cache_info().currsize,)
 
     def write(self) -> None:
-        if self.read() != self.before:
+        if self.holder.cache_info().misses != self.misses:
             self.holder.cache_clear()
 
 
@@ -357,6 +361,8 @@ def _frozen(state: Any) -> Any:
 def _are_equal(a: Any, b: Any) -> bool:
     if type(a) is not type(b):
         return False
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(p is q or _are_equal(p, q) for p, q in zip(a, b))
     if isinstance(a, MethodType):
         return a.__self__ is b.__self__ and a.__func__ is b.__func__
     return isinstance(a, _PLAIN) and (a == b if isinstance(a, str | bytes) else repr(a) == repr(b))

@@ -33,14 +33,15 @@ class Ration:
         self._unlooked = (self._unlooked + 1) % LOOKS
         return not self._unlooked
 
-    def allows(self, known: bool) -> bool:
-        """Whether one more recording is worth its time, of what was called before (known) or never.
+    def allows(self, known: bool, twin: bool = False) -> bool:
+        """Whether one more recording is worth its time, of what was called before (known) or never; twin: of the one layout
+        that there is, for tensors that now have a `.grad`, which is done at once.
 
         A function that has changed something in its first recording may be recorded once more. After that it must have run as
         it is, and so have said how long that takes.
         """
         self._strange = 0 if known else self._strange + 1
-        if self._tried < self._free * (2 if known and not self.recorded else 1):
+        if self._tried < self._free * (2 if (known and not self.recorded) or (twin and self.recorded == 1) else 1):
             return True
         if not known or not self._runs:
             return False

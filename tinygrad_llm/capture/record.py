@@ -406,6 +406,8 @@ def _method(name: str) -> Any:
     return method
 
 
+Traced.__name__ = Traced.__qualname__ = "ndarray"  # what type(x).__name__ says of it
+
 for _name in ("all", "any", "argmax", "argmin", "argsort", "clip", "cumprod", "cumsum", "diagonal", "dot", "max", "mean", "min",
               "prod", "ravel", "repeat", "round", "std", "sum", "take", "trace", "var"):
     setattr(Traced, _name, _method(_name))

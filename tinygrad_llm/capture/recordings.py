@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,11 @@ from tinygrad_llm.capture.places import NUMBERS, check_kind
 from tinygrad_llm.capture.program import Program
 from tinygrad_llm.capture.record import Recorder, Traced
 from tinygrad_llm.capture.surroundings import Surroundings, young
+
+PATIENCE = 30.0
+"""Seconds after which a thread that waits for its turn runs the function as it is."""
+_ONE = threading.RLock()
+"""One recording at a time: it stands in for functions of the whole process."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,14 @@ def record(
     Errors: CaptureError where it asks for a value, or does what leaves no trace; Effect where it changes something, which is
     undone.
     """
+    if not _ONE.acquire(timeout=PATIENCE):
+        raise Effect("another thread records a function, expected it to end")
     recorder, around = Recorder(root, lines), Surroundings()
     try:
         for one in (function, *roots):
             around.visit("the function", one)
-        found = _recorded(recorder, around, function, args, order)
-        around.forget()
+        found, made = _recorded(recorder, around, function, args, order)
+        around.forget(made)
         _check_left(recorder)
         around.settle()
     except BaseException as error:
@@ -88,12 +96,14 @@ def record(
         if isinstance(error, Effect) and recorder.left():
             raise CaptureError(f"{error}; it cannot be taken back") from None
         raise
+    finally:
+        _ONE.release()
     return found
 
 
 def _recorded(
     recorder: Recorder, around: Surroundings, function: Callable[..., Any], args: Sequence[Any], order: str
-) -> Recording:
+) -> tuple[Recording, set[int]]:
     given, modes = _Arguments(recorder, args), _modes()
     try:
         with recording(recorder), around.watching():
@@ -101,10 +111,12 @@ def _recorded(
             leaves, rebuild = flatten(result)
             form_of(result)
             drawn = _generators_of(recorder.calls)
-            made = young() if drawn or any(_may_be_made(leaf) for leaf in leaves) else set()
+            made = young()
         if recorder.refused is not None:
             raise recorder.refused
         given.check()
+        if any(id(tree) not in made and around.knows(tree) for tree in _containers(result)):
+            raise CaptureError("results: got a list or dictionary from outside of the function, expected one that it makes")
         if any(id(generator) in made for generator in drawn):
             raise CaptureError("generator: got one that the function makes, expected one from outside, which draws on")
         gradients: list[Tensor | None] = [t._grad for t, _ in recorder.leaves.values()]
@@ -137,11 +149,20 @@ def _recorded(
             results.append((leaf, "constant"))
     earlier = [(given.number(t), x) for t, x in recorder.earlier]
     program = recorder.finish([*given.traced.values(), *[x for _, x in earlier]], outputs, order)
-    return Recording(
+    found = Recording(
         program, list(given.traced), [own for own, _ in earlier], results, rebuild,
         [(own, i, added) for i, (own, _, added) in enumerate(left)],
         [own for own, after, _ in seen if after is None], [own for own, _, _ in seen], around,
         [t for t in graph if isinstance(given.number(t), Tensor)] if isinstance(graph, list) else graph, drawn)
+    return found, made
+
+
+def _containers(tree: Any) -> Iterator[Any]:
+    """All lists and dictionaries of a result."""
+    if isinstance(tree, list | dict):
+        yield tree
+    for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ():
+        yield from _containers(child)
 
 
 def _may_be_made(leaf: Any) -> bool:

@@ -14,6 +14,7 @@ array or bytearray what it holds. What says nothing of its state, as an iterator
 from __future__ import annotations
 
 import array
+import builtins
 import functools
 import gc
 import io
@@ -25,7 +26,7 @@ import sys
 import threading
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import PurePath
@@ -60,6 +61,7 @@ from tinygrad_llm.capture.outside import (
     Effect,
     check_code,
     check_frame,
+    is_importing,
     is_users,
     is_users_class,
     is_users_module,
@@ -88,8 +90,8 @@ from tinygrad_llm.capture.places import (
 from tinygrad_llm.ops.closures import slot_names
 
 _LEAVES = {*NUMBERS, CodeType, FrameType, slice, range, object, type(NotImplemented)}
-_STATELESS = (property, staticmethod, classmethod, functools.cached_property, PurePath, np.ufunc, operator.itemgetter,
-              threading.local, type(threading.Lock()), type(threading.RLock()), WrapperDescriptorType, MethodWrapperType,
+_STATELESS = (functools.cached_property, PurePath, np.ufunc, operator.itemgetter,
+              type(threading.Lock()), type(threading.RLock()), WrapperDescriptorType, MethodWrapperType,
               MethodDescriptorType, GetSetDescriptorType, MemberDescriptorType, GenericAlias, UnionType)
 """Types of what has no state that arrays could depend on, or keeps it from everybody."""
 _CACHED = type(functools.lru_cache(abs))
@@ -141,20 +143,22 @@ class Surroundings:
         if code.co_filename in KNOWN:  # the library's, as nearly all are
             return None
         check_frame(frame)
-        if not is_users(frame):
+        if not is_users(frame) or is_importing(frame):
             return None
+        if frame.f_locals is frame.f_globals and id(frame.f_globals) not in self._spaces:
+            return None  # code that is made of a string, in a namespace that nobody knows
         frame.f_trace_lines = False
         self._enter(frame, code)
         return self._left
 
     def _left(self, frame: FrameType, event: str, arg: Any) -> Any:
         if event == "return":
-            self._imported(names_in(frame.f_code))
+            self._imported(names_in(frame.f_code)[1])
             if arg is not None:
                 self.visit(f"{frame.f_code.co_name}()", arg)
         return self._left
 
-    def _imported(self, names: set[str]) -> None:
+    def _imported(self, names: Iterable[str]) -> None:
         """Note the user's modules that a function imports itself."""
         for name in names:
             if is_users_module(sys.modules.get(name)):
@@ -163,16 +167,17 @@ class Surroundings:
     def _enter(self, frame: FrameType, code: CodeType) -> None:
         if code not in self._codes:
             self._codes.add(code)
-            names = names_in(code)
-            self._more(names)
-            self._space("", frame.f_globals, None, names)
+            own, names = names_in(code)
+            self._more(set(names))
+            self._space("", frame.f_globals, None, set(own))
             self._imported(names)
             check_code(code)
             if not {"environ", "getenv"}.isdisjoint(code.co_names):
                 self._note("os.environ", os.environ._data, Entries)  # type: ignore[attr-defined]
             if "argv" in code.co_names:
                 self._space("sys", vars(sys), None, {"argv"})
-        for name, value in frame.f_locals.items():
+        self._more({text for text in frame.f_locals.values() if type(text) is str and text.isidentifier()})
+        for name, value in frame.f_locals.items() if frame.f_locals is not frame.f_globals else ():
             if name != ".0":  # the iterator of a comprehension, made for it
                 self.visit(name, value)
 
@@ -187,7 +192,7 @@ class Surroundings:
     def visit(self, what: str, value: Any) -> None:
         """Note what a value holds, and what it leads to. Errors: CaptureError for what says nothing of its state."""
         kind = type(value)
-        if kind in _LEAVES or hasattr(kind, "__record_call__") or id(value) in self._seen:
+        if kind in _LEAVES or hasattr(kind, "__record_call__") or id(value) in self._seen or value is vars(builtins):
             return
         if issubclass(kind, Tensor):
             self._seen[id(value)] = value
@@ -239,6 +244,10 @@ class Surroundings:
                 self.draws.append(State(what, value))
         elif isinstance(value, FunctionType):
             self._function(value)
+        elif isinstance(value, property):
+            self.visit(what, value.fget)
+        elif isinstance(value, staticmethod | classmethod):
+            self.visit(what, value.__func__)
         elif isinstance(value, MethodType):
             self.visit(what, value.__self__)
             self.visit(what, value.__func__)
@@ -261,12 +270,14 @@ class Surroundings:
                 self.polled.append(Cell(name, cell))
                 self.visit(name, self.polled[-1].before[0])
         for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self._more({value} if type(value) is str and value.isidentifier() else set())
             self.visit(f"a default of {function.__name__}", value)
         self.polled.append(Slots(function.__name__, function, ("__code__", "__defaults__", "__kwdefaults__")))
         self._space(function.__name__, vars(function), function, {*self._names, *vars(function)})
 
     def _class(self, kind: type) -> None:
-        for base in kind.__mro__:
+        meta: Any = type(kind)
+        for base in (*kind.__mro__, *meta.__mro__):
             if id(base) not in self._seen and is_users_class(base):
                 self._seen[id(base)] = base
                 methods = [name for name, member in base.__dict__.items() if isinstance(member, FunctionType)]
@@ -284,6 +295,7 @@ class Surroundings:
             return
         if package(kind.__module__) == "tinygrad_llm" and hasattr(value, "__wrapped__"):
             self.visit(what, value.__wrapped__)
+            self._space(what, vars(value), value, self._names)
             return
         slots = slot_names(kind) if package(kind.__module__) not in ("builtins", *LIBRARIES) else ()
         self._check(what, value, kind, bool(slots) or isinstance(space, dict))
@@ -298,7 +310,7 @@ class Surroundings:
             self._more(set(".".join(map(str, value.__reduce__()[1])).split(".")))
         if isinstance(space, dict):
             whole = any(package(base.__module__) not in ("abc", "typing", "builtins") for base in foreign)
-            optimizer = hasattr(value, "param_groups")  # its moments change at each step, and a function only clears gradients
+            optimizer = "param_groups" in space  # its moments change at each step, and a function only clears gradients
             fields = getattr(kind, "__dataclass_fields__", ())  # which replace(), asdict() and the like read
             self._space(what, space, value, {*self._names, *fields, *(space if whole and not optimizer else ())})
 
@@ -365,17 +377,20 @@ class Surroundings:
         self.watched += [Tensors("tensors", tensors), Asked("tensors", self.tensors)]
         self._drawn = {id(generator) for generator in drawn}
 
-    def forget(self) -> None:
+    def forget(self, made: set[int]) -> None:
         """After recording: what the function itself has made is nobody's any more."""
         self._seen.clear()
         self._spaces.clear()
-        while True:
-            held = Counter(id(place.holder) for place in (*self.polled, *self.watched))
-            before = len(self.polled) + len(self.watched)
-            self.polled = [place for place in self.polled if not _is_dead(place, held)]
-            self.watched = [place for place in self.watched if not _is_dead(place, held)]
-            if len(self.polled) + len(self.watched) == before:
-                return
+        gc.collect(0)  # cycles among what is forgotten
+        held = Counter(id(place.holder) for place in self.polled)
+
+        def is_its_own(place: Place) -> bool:
+            if type(place.holder) is dict:  # which has an age only from when it holds more than numbers
+                return sys.getrefcount(place.holder) <= held[id(place.holder)] + 1
+            return id(place.holder) in made
+
+        self.polled = [place for place in self.polled if not is_its_own(place)]
+        self.watched = [place for place in self.watched if not is_its_own(place)]
 
     def settle(self) -> None:
         """Errors: Effect where anything is not as it was noted."""
@@ -419,9 +434,3 @@ def _first(places: list[Place]) -> str | None:
         if (found := place.difference()) is not None:
             return found
     return None
-
-
-def _is_dead(place: Place, held: Counter[int]) -> bool:
-    """Whether nobody but so many places have what it is about."""
-    holder = place.holder
-    return holder is not None and sys.getrefcount(holder) <= held[id(holder)] + 2  # and this function, and the call

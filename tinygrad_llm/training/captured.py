@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from time import perf_counter
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.allocator import give_back_freed
-from tinygrad_llm.autograd.modes import is_anomaly_enabled, is_grad_enabled
+from tinygrad_llm.autograd.modes import is_anomaly_enabled, is_grad_enabled, warn_user
 from tinygrad_llm.capture.compiled import CaptureMismatch, are_bits
 from tinygrad_llm.capture.ir import why_refused
 from tinygrad_llm.capture.listing import first_difference
@@ -79,7 +78,7 @@ class CapturedGradients:
         if isinstance(error, Effect) and self._key not in self._effects:
             self._effects.add(self._key)
             return
-        warnings.warn(f"training runs without capture: {why_refused(error)}", RuntimeWarning, stacklevel=3)
+        warn_user(f"training runs without capture: {why_refused(error)}")
         self.refused = True
 
     def _replayed(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[float] | None:
@@ -149,7 +148,7 @@ class CapturedGradients:
         self._asked.add(key)
         if not self.ration.allows(asked):
             if (said := self.ration.told(news)) is not None:
-                warnings.warn(f"training: {said}", RuntimeWarning, stacklevel=4)
+                warn_user(f"training: {said}")
             return None
         made: Step | None = None
         began = perf_counter()
@@ -157,6 +156,7 @@ class CapturedGradients:
             made = self._recorded(part, first, alone)
         finally:
             self.ration.add_recording(perf_counter() - began, made is not None)
+        self._effects.discard(key)
         self._programs[key] = [made, *known][:VARIANTS]
         self._programs.move_to_end(key)
         if len(self._programs) > SHAPES:
