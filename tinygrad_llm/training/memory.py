@@ -29,7 +29,8 @@ class SharedMemory:
         """alone: no other process will have it, and a fork gets a copy of its own, as of all other memory."""
         self.nbytes = nbytes
         if alone:
-            self._open(np.zeros(nbytes + ALIGNMENT, np.uint8))
+            private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+            self._open(mmap.mmap(-1, max(nbytes, 1), **private))
             return
         try:
             self._descriptor = os.memfd_create("tinygrad_llm")
@@ -41,9 +42,10 @@ class SharedMemory:
             self._open(self._descriptor)
 
     def _open(self, source: Any) -> None:
-        """source    a descriptor, which the mapping does not need once it is made; or the array"""
+        """source    a descriptor, which the mapping does not need once it is made; a mapping; or an array"""
         self._source = source
-        self._bytes = mmap.mmap(source, max(self.nbytes, 1)) if isinstance(source, int) else memoryview(source)
+        mapped = mmap.mmap(source, max(self.nbytes, 1)) if isinstance(source, int) else source
+        self._bytes = mapped if isinstance(mapped, mmap.mmap) else memoryview(mapped)
         self._start = -np.frombuffer(self._bytes, np.uint8).ctypes.data % ALIGNMENT
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
