@@ -232,7 +232,7 @@ class Compiled:
             self.ration.add_stranger()
             return None
         twin = news == _OTHER_GRADIENTS and len(self._ready) == 1
-        if not always and not self._is_worth_it(key, news or self._new_in(key), twin):
+        if not always and not self._is_worth_it(key, lambda: news or self._new_in(key), twin):
             return None
         made: _Program | None = None
         began = perf_counter()
@@ -261,7 +261,7 @@ class Compiled:
                     return f"argument {i} was {described(old)} and is {described(new)}{hint}"
         return "arguments of another form"
 
-    def _is_worth_it(self, key: Any, news: str, twin: bool) -> bool:
+    def _is_worth_it(self, key: Any, news: Callable[[], str], twin: bool) -> bool:
         """Whether to record once more: at first, and then what has been seen before, where it does not take too long."""
         known, self._asked[key] = key in self._asked, None
         self._asked.move_to_end(key)

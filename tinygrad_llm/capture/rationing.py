@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 FREE = 1
 """How many recordings are made at once, whatever they cost."""
 SHARE = 0.1
@@ -50,10 +52,13 @@ class Ration:
         saved = self.replayed * mean - self._replaying
         return self._recording * (1 + 1 / self._tried) <= SHARE * without + saved
 
-    def told(self, news: str) -> str | None:
-        """What to say, once, if most calls were no replays. news is what was new in one that is not recorded."""
-        self._news, calls = [*self._news, news][-3:], self.replayed + self._runs
-        if self._told or calls < OFTEN or self.replayed >= calls / 2:
+    def told(self, news: Callable[[], str]) -> str | None:
+        """What to say, once, if most calls were no replays. news() is what was new in one that is not recorded."""
+        calls = self.replayed + self._runs
+        if self._told or calls < OFTEN - 2:
+            return None
+        self._news = [*self._news, news()][-3:]
+        if calls < OFTEN or self.replayed >= calls / 2:
             return None
         self._told = True
         return (f"in {calls} calls it was recorded {self.recorded} times and replayed {self.replayed} times; the others ran "

@@ -147,7 +147,7 @@ class CapturedGradients:
         asked = key in self._asked
         self._asked.add(key)
         if not self.ration.allows(asked):
-            if (said := self.ration.told(news)) is not None:
+            if (said := self.ration.told(lambda: news)) is not None:
                 warn_user(f"training: {said}")
             return None
         made: Step | None = None
