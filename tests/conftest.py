@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.internal.conjecture import providers
 
-from tinygrad_llm.capture import rationing
+from tinygrad_llm.capture import compiled, rationing
 
 # `ci` draws the same values every time: a red commit is red because of what it changed. `nightly` is where new values
 # are explored. No deadlines: a first call pays for imports, and the machine is shared.
@@ -28,7 +28,7 @@ if PROFILE == "ci":
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-rationing.FREE = 1 << 30  # whatever is new is recorded, so that it is tested: what a recording costs is another matter
+rationing.FREE = compiled.TRIED = 1 << 30  # what is new is recorded and replayed, to be tested: its cost is another matter
 
 # A shell starts background jobs with Ctrl-C ignored, and their children inherit that; tests of Ctrl-C need it back.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

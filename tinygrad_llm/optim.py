@@ -275,19 +275,18 @@ def clip_grad_norm_(
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm_: max_norm: got {max_norm!r}, expected a number > 0")
     grads = _gradients("clip_grad_norm_", parameters)
-    arrays = [as_values(g) for g in grads]
-    if any(hasattr(a, "__record_call__") for a in arrays):
-        norm = _recorded_norm("clip_grad_norm_", arrays, norm_type, error_if_nonfinite)
+    options = {"norm_type": norm_type, "error_if_nonfinite": error_if_nonfinite}
+    norm = _total_norm(*map(as_values, grads), name="clip_grad_norm_", **options)
+    if hasattr(norm, "__record_call__"):  # its value is not known yet
         scale = np.minimum(max_norm / (norm + 1e-6), 1.0)  # of nan it is nan
         for g in grads:
             g._write(lambda a: np.multiply(a, scale.astype(a.dtype), out=a))
         return Tensor.from_array(norm)
-    norm = _total_norm("clip_grad_norm_", arrays, norm_type, error_if_nonfinite)
-    scale = max_norm / (norm + 1e-6)
+    scale = max_norm / (float(norm) + 1e-6)
     if scale < 1 or math.isnan(scale):
         for g in grads:
             g._write(lambda a: np.multiply(a, scale, out=a))
-    return Tensor.from_array(np.array(norm))
+    return Tensor.from_array(norm)
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None) -> None:
@@ -308,10 +307,9 @@ def get_total_norm(
     tensors: Tensor | Iterable[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False, foreach: bool | None = None
 ) -> Tensor:
     """The norm of all tensors together, as clip_grad_norm_ returns it."""
-    arrays = [as_values(t) for t in ([tensors] if isinstance(tensors, Tensor) else tensors)]
-    if any(hasattr(a, "__record_call__") for a in arrays):
-        return Tensor.from_array(_recorded_norm("get_total_norm", arrays, norm_type, error_if_nonfinite))
-    return Tensor.from_array(np.array(_total_norm("get_total_norm", arrays, norm_type, error_if_nonfinite)))
+    arrays = map(as_values, [tensors] if isinstance(tensors, Tensor) else tensors)
+    options = {"norm_type": norm_type, "error_if_nonfinite": error_if_nonfinite}
+    return Tensor.from_array(_total_norm(*arrays, name="get_total_norm", **options))
 
 
 def _gradients(name: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -323,26 +321,18 @@ def _gradients(name: str, parameters: Tensor | Iterable[Tensor]) -> list[Tensor]
     return [p.grad for p in given if p.grad is not None]
 
 
-def _total_norm(name: str, arrays: Sequence[np.ndarray], norm_type: float, error_if_nonfinite: bool) -> float:
+@opaque(lambda *arrays, **options: ((), np.dtype(np.float64)))
+def _total_norm(*arrays: np.ndarray, name: str, norm_type: float, error_if_nonfinite: bool, out: Any = None) -> np.ndarray:
+    """The norm of all together, an array without axes; in a program one call."""
     p = float(norm_type)
     if wrong := [a.dtype for a in arrays if a.dtype.kind != "f"]:
         raise OptimError(f"{name}: tensors: got dtype {wrong[0]}, expected floating dtypes")
     norm = _norm(arrays, p) if arrays else 0.0
     if error_if_nonfinite and not math.isfinite(norm):
         raise OptimError(f"{name}: got a gradient norm of {norm}, expected a finite one")
-    return norm
-
-
-def _recorded_norm(name: str, arrays: Sequence[Any], norm_type: float, error_if_nonfinite: bool) -> Any:
-    """The norm as one call of a program, an array without axes. Its value is not known while calls are recorded."""
-
-    @opaque(lambda *arrays: ((), np.dtype(np.float64)))
-    def total_norm(*arrays: np.ndarray, out: Any = None) -> np.ndarray:
-        out = np.empty(()) if out is None else out
-        out[...] = _total_norm(name, arrays, norm_type, error_if_nonfinite)
-        return out
-
-    return total_norm(*arrays)
+    out = np.empty(()) if out is None else out
+    out[...] = norm
+    return out
 
 
 def _norm(arrays: Sequence[np.ndarray], p: float) -> float:

@@ -13,7 +13,7 @@ from tinygrad_llm.autograd.backward import gradients_at
 from tinygrad_llm.autograd.errors import AutogradError
 from tinygrad_llm.autograd.graph import Node
 from tinygrad_llm.autograd.modes import enable_grad, records_graph
-from tinygrad_llm.autograd.randomness import default_generator
+from tinygrad_llm.autograd.randomness import default_generator, rewind, states_of
 from tinygrad_llm.autograd.several import node_of_call
 from tinygrad_llm.autograd.tensor import Tensor
 from tinygrad_llm.autograd.trees import flatten
@@ -62,10 +62,10 @@ class Segment:
     def __init__(
         self, function: Any, leaves: list[Any], rebuild: Any, drawn: list[Any], compare: bool, again: Any
     ) -> None:
-        self.function, self.leaves, self.rebuild, self.drawn, self.compare = function, leaves, rebuild, drawn, compare
+        self.function, self.leaves, self.rebuild, self.compare = function, leaves, rebuild, compare
         self.again = again
         self.originals = [x for x in leaves if isinstance(x, Tensor) and x._requires_grad]  # at backward it may be frozen
-        self.states = [g.bit_generator.state for g in drawn]
+        self.states = states_of(drawn)
         self.given = [(x._counter, x._counter.count) for x in leaves if isinstance(x, Tensor)]
 
     def run(self) -> Any:
@@ -109,7 +109,7 @@ class Segment:
         """
         create_graph = any(isinstance(c, Tensor) for c in cotangents)
         started = _now()
-        with _replayed(self.drawn, self.states), self.again:
+        with _replayed(self.states), self.again:
             out, inside = self._call((lambda x: x.clone()) if create_graph else None)
         wanted = _recorded(flatten(out)[0])
         if len(wanted) != len(cotangents) or (self.compare and [_print(t) for t in wanted] != self.prints):
@@ -159,13 +159,11 @@ def _print(tensor: Tensor) -> tuple[Any, ...]:
 
 
 @contextmanager
-def _replayed(drawn: Sequence[np.random.Generator], states: Sequence[Any]) -> Iterator[None]:
+def _replayed(states: Sequence[tuple[Any, Any]]) -> Iterator[None]:
     """Inside the block the generators draw from the given states; after it, from where they were."""
-    before = [g.bit_generator.state for g in drawn]
+    before = [(bits, bits.state) for bits, _ in states]
     try:
-        for g, state in zip(drawn, states):
-            g.bit_generator.state = state
+        rewind(states)
         yield
     finally:
-        for g, state in zip(drawn, before):
-            g.bit_generator.state = state
+        rewind(before)

@@ -76,10 +76,10 @@ class Switch:
 
     def __enter__(self) -> None:
         self._before.append({name: getattr(current, name) for name in self._set})
-        _set(self._set)
+        set_modes(self._set)
 
     def __exit__(self, *exception: Any) -> None:
-        _set(self._before.pop())
+        set_modes(self._before.pop())
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, with the modes inside each of its calls."""
@@ -98,14 +98,15 @@ class Statement(Switch):
 
     def __exit__(self, *exception: Any) -> None:
         self._before.pop()
-        _set(self._outside)
+        set_modes(self._outside)
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        _set(self._outside)
+        set_modes(self._outside)
         return super().__call__(function)
 
 
-def _set(modes: dict[str, bool]) -> None:
+def set_modes(modes: dict[str, bool]) -> None:
+    """Set these modes of the current thread, until others are."""
     for name, value in modes.items():
         setattr(current, name, value)
     current.graph = current.grad and not current.inference

@@ -8,7 +8,7 @@ twice, but which of them draws first is chance, so a thread that is to repeat it
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,17 @@ class Generator(np.random.Generator):
 
     def __reduce__(self) -> Any:
         return "default_generator" if self is default_generator else (_restored, (self.get_state(),))
+
+
+def states_of(generators: Iterable[np.random.Generator]) -> list[tuple[Any, Any]]:
+    """Where generators stand: what `rewind` takes."""
+    return [(g.bit_generator, g.bit_generator.state) for g in generators]
+
+
+def rewind(states: Iterable[tuple[Any, Any]]) -> None:
+    """Let generators stand where states_of found them."""
+    for bits, state in states:
+        bits.state = state
 
 
 def _restored(state: Mapping[str, Any]) -> Generator:

@@ -21,8 +21,8 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.graph import Node
 from tinygrad_llm.autograd.modes import active_recorder, is_anomaly_enabled, warn_user
+from tinygrad_llm.autograd.randomness import rewind, states_of
 from tinygrad_llm.autograd.trees import flatten
-from tinygrad_llm.capture import rationing
 from tinygrad_llm.capture.ir import CaptureError, why_refused
 from tinygrad_llm.capture.keys import described, key_of
 from tinygrad_llm.capture.listing import first_difference
@@ -31,7 +31,7 @@ from tinygrad_llm.capture.outside import Effect
 from tinygrad_llm.capture.passes import DEFAULT, Pass, optimize, peepholes
 from tinygrad_llm.capture.places import are_same
 from tinygrad_llm.capture.program import Program
-from tinygrad_llm.capture.rationing import Ration
+from tinygrad_llm.capture.rationing import Ration, Recent
 from tinygrad_llm.capture.recordings import PATIENCE, Output, Recording, array_of, record
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.ops import Op
@@ -42,8 +42,6 @@ PROGRAMS = 8
 
 TRIED, SAMPLES = 16, 3
 """After how many replays the function runs as it is a few times, to see which is faster."""
-ASKED = 256
-"""How many layouts without a program are remembered: what came twice may come again, and be worth a recording."""
 
 
 class CaptureMismatch(AssertionError):
@@ -98,9 +96,7 @@ class Compiled:
         self.reason: str | None = None
         self.ration = Ration()
         self._told = self._is_off = False
-        self._asked: OrderedDict[Any, None] = OrderedDict()
-        self._effects: set[Any] = set()
-        self._plain: set[Any] = set()
+        self._asked, self._effects, self._plain = Recent(), Recent(), Recent()
         self._ready: OrderedDict[Any, list[_Program]] = OrderedDict()
         self._methods: OrderedDict[int, Compiled] = OrderedDict()
         self._lock = threading.RLock()
@@ -142,11 +138,11 @@ class Compiled:
         """Run as it is from now on: after an effect only if it is not done once for all, as a table that the function keeps;
         where results have a graph, for such arguments."""
         if isinstance(error, Effect) and key not in self._effects:
-            self._effects = {*list(self._effects)[-ASKED:], key}
+            self._effects.add(key)
             return
         why = why_refused(error)
         if isinstance(error, LeadsOutError):
-            self._run_plainly(key, f"{why}")
+            self._run_plainly(key, why)
             return
         self.reason, self._is_off = why, True
         warn_user(f"{_name(self.function)} runs without capture: {why}")
@@ -154,15 +150,14 @@ class Compiled:
     def _run_plainly(self, key: Any, why: str) -> None:
         """No program for such arguments; why is said once."""
         self._ready.pop(key, None)
-        self._plain = {*list(self._plain)[-ASKED:], key}
+        self._plain.add(key)
         if not self._told:
             self._told, self.reason = True, why
-            name = _name(self.function)
-            warn_user(f"{name} runs without capture for such arguments: {why}")
+            warn_user(f"{_name(self.function)} runs without capture for such arguments: {why}")
 
     def _doubts(self, program: _Program) -> bool:
         """Whether the function is to run as it is a few times, to see whether replays are faster at all."""
-        return rationing.FREE == 1 and not self.check and program.replays[0] >= TRIED and program.runs[0] < SAMPLES
+        return not self.check and program.replays[0] >= TRIED and program.runs[0] < SAMPLES
 
     def _count_run(self, seconds: float, program: _Program | None, key: Any) -> None:
         self.ration.add_run(seconds)
@@ -263,10 +258,8 @@ class Compiled:
 
     def _is_worth_it(self, key: Any, news: Callable[[], str], twin: bool) -> bool:
         """Whether to record once more: at first, and then what has been seen before, where it does not take too long."""
-        known, self._asked[key] = key in self._asked, None
-        self._asked.move_to_end(key)
-        if len(self._asked) > ASKED:
-            self._asked.popitem(last=False)
+        known = key in self._asked
+        self._asked.add(key)
         if self.ration.allows(known, twin):
             return True
         if (said := self.ration.told(news)) is not None:
@@ -288,16 +281,15 @@ class Compiled:
     def _checked(self, program: _Program, leaves: list[Any], rebuild: Callable[[list[Any]], Any]) -> Any:
         """The result, after the function as it is has given the same bits. Errors: CaptureMismatch."""
         recording = program.recording
-        tensors, drawn = _tensors(recording.seen, leaves), [g.bit_generator for g in recording.drawn]
-        before, states = [(t._grad, _copied(t._grad)) for t in tensors], [bits.state for bits in drawn]
+        tensors, states = _tensors(recording.seen, leaves), states_of(recording.drawn)
+        before = [(t._grad, _copied(t._grad)) for t in tensors]
         result = self._run(program, leaves)
         replayed = [_copied(a) for a in flatten(result)[0]] + [_copied(t._grad) for t in tensors]
         for t, (gradient, values) in zip(tensors, before):
             t._grad = gradient
             if gradient is not None:
                 gradient._array = values._array
-        for bits, state in zip(drawn, states):
-            bits.state = state
+        rewind(states)
         args, kwargs = rebuild(leaves)
         expected = flatten(self.function(*args, **kwargs))[0] + [t._grad for t in tensors]
         if len(replayed) != len(expected) or not all(map(are_bits, replayed, expected)):
@@ -315,15 +307,14 @@ class Compiled:
         given = [*[leaves[n] for n in recording.inputs], *[t._grad for t in _tensors(recording.earlier, leaves)]]
         for place, a in zip(replay.inputs, given):
             np.copyto(place, array_of(a))
-        states = [g.bit_generator.state for g in recording.drawn]
+        states = states_of(recording.drawn)
         try:
             replay.run()
         except Exception as error:
-            for g, state in zip(recording.drawn, states):
-                g.bit_generator.state = state
+            rewind(states)
             raise _ReplayError from error
         arrays = [np.copy(a) for a in replay.outputs]
-        for tensor, i, is_added in zip(_tensors([own for own, *_ in recording.left], leaves), *_columns(recording.left)):
+        for tensor, (_, i, is_added) in zip(_tensors([own for own, *_ in recording.left], leaves), recording.left):
             _set_gradient(tensor, arrays[i], is_added)
         for tensor in _tensors(recording.cleared, leaves):
             tensor.grad = None
@@ -417,10 +408,6 @@ def _spent(result: Tensor, parents: Sequence[Tensor]) -> Node:
     node = Node(_SPENT, lambda g: (g,), tuple(parents), {}, result)
     node.vjp = None
     return node
-
-
-def _columns(left: Sequence[tuple[Any, int, bool]]) -> tuple[list[int], list[bool]]:
-    return [i for _, i, _ in left], [added for *_, added in left]
 
 
 def _set_gradient(tensor: Tensor, gradient: np.ndarray, is_added: bool) -> None:

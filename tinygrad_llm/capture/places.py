@@ -296,6 +296,7 @@ class Tensors(Place):
     """Of tensors that were read: their memory, and whether they want a gradient and have hooks. Their values are read anew."""
 
     __slots__ = ("tensors",)
+    PARTS = "the memory", "requires_grad", "no hooks"
 
     def __init__(self, what: str, tensors: Any) -> None:
         self.tensors = list(tensors)
@@ -306,19 +307,17 @@ class Tensors(Place):
                       for part in (t._array, t._requires_grad, t._hooks is None or not t._hooks.are_there)])
 
     def name_of(self, i: int) -> str:
-        return f"{('the memory', 'requires_grad', 'no hooks')[i % 3]} of a tensor {self.tensors[i // 3].shape}"
+        return f"{self.PARTS[i % 3]} of a tensor {self.tensors[i // 3].shape}"
 
 
 class Asked(Tensors):
     """Of tensors that code names: their layout, which it may ask for, and whether they want a gradient."""
 
     __slots__ = ()
+    PARTS = "the dtype", "the shape", "requires_grad"
 
     def read(self) -> Any:
         return tuple([part for t in self.tensors for part in (str(t._array.dtype), repr(t._array.shape), t._requires_grad)])
-
-    def name_of(self, i: int) -> str:
-        return f"{('the dtype', 'the shape', 'requires_grad')[i % 3]} of a tensor {self.tensors[i // 3].shape}"
 
 
 class State(Place):

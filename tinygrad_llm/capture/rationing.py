@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 FREE = 1
 """How many recordings are made at once, whatever they cost."""
@@ -11,6 +12,27 @@ SHARE = 0.1
 OFTEN = 16
 """After how many calls it is said that most were no replays; after how many that were all new, one in LOOKS is looked at."""
 LOOKS = 8
+
+
+class Recent:
+    """The last so many keys."""
+
+    def __init__(self, most: int = 256) -> None:
+        self._most, self._keys = most, dict[Any, None]()
+
+    def __contains__(self, key: Any) -> bool:
+        return key in self._keys
+
+    def add(self, key: Any) -> None:
+        """As the newest; the oldest goes."""
+        self.discard(key)
+        self._keys[key] = None
+        if len(self._keys) > self._most:
+            del self._keys[next(iter(self._keys))]
+
+    def discard(self, key: Any) -> None:
+        """Without this one."""
+        self._keys.pop(key, None)
 
 
 class Ration:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor
-from tinygrad_llm.autograd.modes import current, recording
+from tinygrad_llm.autograd.modes import current, recording, set_modes
 from tinygrad_llm.autograd.trees import flatten, form_of
 from tinygrad_llm.capture.ir import CaptureError
 from tinygrad_llm.capture.outside import Effect
@@ -180,16 +180,15 @@ def _in_context(function: Callable[..., Any], args: Sequence[Any]) -> Any:
     return result
 
 
-def _modes() -> Any:
-    return current.grad, current.inference, current.anomaly, np.geterr()
+def _modes() -> tuple[dict[str, bool], Any]:
+    return {name: getattr(current, name) for name in ("grad", "inference", "anomaly")}, np.geterr()
 
 
-def _restore_modes(before: Any) -> None:
+def _restore_modes(before: tuple[dict[str, bool], Any]) -> None:
     """Errors: CaptureError where the function has changed a mode for what comes after it."""
     if (now := _modes()) != before:
-        current.grad, current.inference, current.anomaly = before[:3]
-        current.graph = current.grad and not current.inference
-        np.seterr(**before[3])
+        set_modes(before[0])
+        np.seterr(**before[1])
         if sys.exc_info()[0] is None:
             raise CaptureError(f"modes: got a function that changes one for good, to {now}, expected a with statement")
 

@@ -98,6 +98,7 @@ _CACHED = type(functools.lru_cache(abs))
 MOST = 20_000
 """Places that are looked at before each replay, at most."""
 
+
 def young() -> set[int]:
     """The ids of what was made since Surroundings(), while nothing is collected."""
     return {id(made) for made in gc.get_objects(0)}
@@ -239,9 +240,8 @@ class Surroundings:
             self._note(what, value, Target)
             self.visit(what, self.polled[-1].before[0])
         elif isinstance(value, np.random.Generator | np.random.RandomState | random.Random):
-            if id(value) not in self._seen:
-                self._seen[id(value)] = value
-                self.draws.append(State(what, value))
+            self._seen[id(value)] = value
+            self.draws.append(State(what, value))
         elif isinstance(value, FunctionType):
             self._function(value)
         elif isinstance(value, property):

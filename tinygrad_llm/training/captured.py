@@ -14,13 +14,14 @@ import numpy as np
 
 from tinygrad_llm.allocator import give_back_freed
 from tinygrad_llm.autograd.modes import is_anomaly_enabled, is_grad_enabled, warn_user
+from tinygrad_llm.autograd.randomness import rewind, states_of
 from tinygrad_llm.capture.compiled import CaptureMismatch, are_bits
 from tinygrad_llm.capture.ir import why_refused
 from tinygrad_llm.capture.listing import first_difference
 from tinygrad_llm.capture.outside import Effect
 from tinygrad_llm.capture.passes import EXACT, FAST, Pass, optimize, plan_memory
 from tinygrad_llm.capture.program import Program
-from tinygrad_llm.capture.rationing import Ration
+from tinygrad_llm.capture.rationing import Ration, Recent
 from tinygrad_llm.capture.recordings import Recording, record
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.nn import Parameter
@@ -43,9 +44,8 @@ class CapturedGradients:
         self.checks = alone and passes is EXACT and os.environ.get("TINYGRAD_LLM_CAPTURE") == "check"
         self.refused = False
         self.ration: Any = None
-        self._effects: set[Any] = set()
+        self._effects, self._asked = Recent(), Recent()
         self._key: Any = None
-        self._asked: set[Any] = set()
         self._programs: OrderedDict[Any, list[Step]] = OrderedDict()
 
     def __call__(self, parts: Sequence[Part]) -> list[float]:
@@ -83,26 +83,23 @@ class CapturedGradients:
 
     def _replayed(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[float] | None:
         """The losses; None where a call has failed, which the model as it is may catch; not where other workers wait."""
-        drawn = [(g.bit_generator, g.bit_generator.state) for step in steps for g in step.drawn]
+        states = states_of([g for step in steps for g in step.drawn])
         try:
             return self._run(steps, parts)
         except Exception:
             if not self.total.is_first or self.total.after is not None:
                 raise
-            for bits, state in drawn:
-                bits.state = state
+            rewind(states)
             return None
 
     def _checked(self, steps: Sequence[Step], parts: Sequence[Part]) -> list[float] | None:
         """The same, after the model as it is has given the same bits. Errors: CaptureMismatch."""
-        generators = {id(g): g for step in steps for g in step.drawn}.values()
-        states = [g.bit_generator.state for g in generators]
+        states = states_of([g for step in steps for g in step.drawn])
         if (losses := self._replayed(steps, parts)) is None:
             return None
         replayed, present = [np.copy(a) for a in self.total.arrays], self.present.copy()
         self.present[:] = 0
-        for g, state in zip(generators, states):
-            g.bit_generator.state = state
+        rewind(states)
         expected = self._as_it_is(parts)
         names = {id(p): name for name, p in self.model.named_parameters()}
         wrong = ["loss"] if not np.array_equal(losses, expected, equal_nan=True) else []
