@@ -54,6 +54,7 @@ SPELLINGS: dict[str, Callable[..., Any]] = {
 # (name of an op or *, pattern of our error, why it is refused, or is of another class)
 REFUSED = [
     ("norm", "'nuc'", "there is no singular value decomposition"),
+    ("arange", "start, step: got .* for u?int", "torch cuts the fraction off, and its versions count differently"),
     ("baddbmm", "beta, alpha: got .* for u?int", "torch cuts the fraction of a factor off, without a word"),
     ("*", "unexpected keyword argument 'layout'", "an array has strides, and no other layout to name"),
     ("*", "unexpected keyword argument 'out'", "results are new: nothing takes out="),

@@ -29,6 +29,7 @@ ELSEWHERE = {  # ours: torch's
     "grad": "autograd.grad", "detect_anomaly": "autograd.detect_anomaly", "autograd.is_grad_enabled": "is_grad_enabled",
     "autograd.RemovableHandle": "utils.hooks.RemovableHandle",
 }
+BUILT_IN = {"autograd.Function.apply": lambda *args, **kwargs: None}  # without a signature or a stub since torch 2.15
 CORRECTED = {  # where there is no stub, or where it allows what torch refuses (test_signatures shows that it does)
     "tensor": ["data, *, dtype=None, device=None, requires_grad=False, pin_memory=False"],
     "as_tensor": ["data, *, dtype=None, device=None"],
@@ -121,6 +122,8 @@ def torchs_overloads(pair: Pair) -> list[list[Parameter]]:
     """Every way in which torch's function is called."""
     room, _, name = ELSEWHERE.get(pair.name, pair.name).rpartition(".")
     method = pair.kind == "method"
+    if inspect.isbuiltin(pair.torchs) and pair.name in BUILT_IN:
+        return [of_python(BUILT_IN[pair.name], method)]
     if pair.name in CORRECTED:
         parsed = [ast.parse(f"def f({text}): ...").body[0].args for text in CORRECTED[pair.name]]  # type: ignore[attr-defined]
         return [of_stub(name, args, method) for args in parsed]

@@ -196,7 +196,7 @@ def batched_cotangents(m):
 def penalty_of_piecewise_linear(m):
     x, w = leaf(m), leaf(m, [2.0, -1.0, 0.5])
     found = []
-    for f in (m.relu, m.abs, lambda t: m.norm(t, 1), lambda t: t.clamp(-0.7, 1), lambda t: m.norm(t, float("inf"))):
+    for f in (m.relu, m.abs, lambda t: m.norm(t, 1), lambda t: t.clamp(-0.7, 1.5), lambda t: m.norm(t, float("inf"))):
         (g,) = m.autograd.grad(f(x).sum(), x, create_graph=True)
         found.append(g)
         if g.requires_grad:

@@ -877,7 +877,7 @@ def a_warning(wrap):
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         found = [f(X) for _ in range(3)]
-    again = [w for w in heard if "careful" not in str(w.message)]
+    again = [w for w in heard if str(w.message) != "careful"]
     for w in again:
         warnings.warn(w.message, stacklevel=1)
     return found, len(heard) - len(again)

@@ -49,6 +49,8 @@ CALLS = {
 @pytest.mark.parametrize("name", CALLS)
 def test_numbers_beside_integers_are_torchs(name, number):
     for dtype in INTEGERS:
+        if name.startswith("clamp") and np.array(number).astype(dtype) != number:
+            continue  # in test_torch_versions
         wanted, got = [outcome(lambda m, x: CALLS[name](m, x, number), m, a) for m, a in (
             (torch, torch.tensor([1, 2], dtype=getattr(torch, dtype))), (tg, tg.tensor([1, 2], dtype=dtype)))]
         assert got == wanted, dtype
@@ -56,7 +58,7 @@ def test_numbers_beside_integers_are_torchs(name, number):
 
 @pytest.mark.parametrize("call", [
     lambda x: tg.where(x > 1, x, -100), lambda x: x.masked_fill(x > 1, -100), lambda x: x + -1, lambda x: x * 70000,
-    lambda x: x.clamp(min=-1), lambda x: x.clone().fill_(-1), lambda x: x.clone().__setitem__(0, 70000),
+    lambda x: x.clamp(max=-1), lambda x: x.clone().fill_(-1), lambda x: x.clone().__setitem__(0, 70000),
     lambda x: tg.full((2,), -1, dtype=x.dtype), lambda x: tg.add(x, x, alpha=-1), lambda x: tg.tensor([-1], dtype=x.dtype),
 ])
 def test_numbers_that_uint16_cannot_hold_are_refused(call):

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,6 +76,18 @@ def test_the_wheel_says_what_it_needs_and_what_it_is(installed):
     core = [line.partition(">")[0] for line in distribution.requires if "extra ==" not in line]
     assert sorted(core) == ["numpy", "safetensors", "threadpoolctl", "tiktoken", "tqdm"]
     assert set(distribution.metadata.get_all("Provides-Extra")) == {"torch", "offline", "plots"}
+
+
+def test_the_lowest_versions_are_those_that_are_declared():
+    """What `make test-lowest` installs."""
+    pinned = dict(line.split("==") for line in python(ROOT / ".ci" / "lowest.py", cwd=ROOT).splitlines())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    declared = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["torch"]]
+    assert set(pinned) > {Requirement(line).name for line in declared}
+    for line in declared:
+        needed = Requirement(line)
+        assert pinned[needed.name] in needed.specifier
+        assert str(needed.specifier).startswith(f">={pinned[needed.name]}")
 
 
 def test_every_module_imports_from_the_installed_wheel(installed, tmp_path):

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -92,13 +93,20 @@ def record(
         around.settle()
     except BaseException as error:
         around.restore()
-        traceback.clear_frames(error.__traceback__)
+        _forget_locals(error.__traceback__)
         if isinstance(error, Effect) and recorder.left():
             raise CaptureError(f"{error}; it cannot be taken back") from None
         raise
     finally:
         _ONE.release()
     return found
+
+
+def _forget_locals(trace: TracebackType | None) -> None:
+    """Let go of what the frames of an error hold. Before Python 3.13 they keep a copy of it, which looking again renews."""
+    traceback.clear_frames(trace)
+    for frame, _ in traceback.walk_tb(trace):
+        frame.f_locals  # noqa: B018
 
 
 def _recorded(

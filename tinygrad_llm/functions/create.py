@@ -136,16 +136,9 @@ def arange(start: Any = None, end: Any = None, step: Any = 1, *, dtype: Any = No
         raise ArgumentError(f"arange: end: got {end} for start = {start} and step = {step}, expected one that steps lead to")
     if dtype is None:
         dtype = np.int64 if all(isinstance(bound, int | np.integer) for bound in (start, end, step)) else np.float32
-    return Tensor.from_array(_counted(start, end, step, np.dtype(dtype))).requires_grad_(requires_grad)
-
-
-def _counted(start: float, end: float, step: float, dtype: np.dtype) -> np.ndarray:
-    """start, start + step, … as torch counts: of integers without their fractions; those of int64 say how many, too."""
-    if dtype.kind not in "iu":
-        return np.arange(start, end, step).astype(dtype)
-    whole_start, whole_step = int(start), int(step)
-    if dtype == np.int64:
-        start, end, step = whole_start, int(end), whole_step
-    if not step:
-        raise ArgumentError(f"arange: step: got a fraction for {dtype}, expected an integer")
-    return (whole_start + whole_step * np.arange(math.ceil((end - start) / step))).astype(dtype)
+    if np.dtype(dtype).kind in "iu":
+        if wrong := [bound for bound in (start, step) if int(bound) != bound]:
+            raise ArgumentError(f"arange: start, step: got {wrong[0]} for {np.dtype(dtype)}, expected whole numbers")
+        start, end, step = int(start), math.ceil(end) if step > 0 else math.floor(end), int(step)
+    counted = np.arange(start, end, step).astype(dtype)
+    return Tensor.from_array(counted).requires_grad_(requires_grad)

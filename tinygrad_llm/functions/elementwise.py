@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -172,7 +171,11 @@ def without_slope(values: Any, *inputs: Any) -> Tensor:
 
 
 def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
-    """min(max(x, min), max); bounds are numbers, or tensors that broadcast.   dx = g where min ≤ x ≤ max, as in torch"""
+    """min(max(x, min), max); bounds are numbers, or tensors that broadcast.
+
+    dx = g where min < x < max. At a bound that is a number dx = 0, at one that is a tensor x and the bound take half each,
+    as in torch since 2.14; in earlier versions x took all of it.
+    """
     if min is None and max is None:
         raise ArgumentError("clamp: got neither min nor max, expected at least one of them")
     if wrong := [bound for bound in (min, max) if isinstance(bound, str)]:
@@ -181,22 +184,24 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     bounds = [a for a in (low, high) if a is not None]
     dtype = result_type(x, *bounds)
     if dtype.kind in "iu":
-        low, high = [a if a is None or hasattr(a, "dtype") else held("clamp", name, a, dtype)
-                     for name, a in (("min", low), ("max", high))]
+        low, high = _within(dtype, "min", low), _within(dtype, "max", high)
     if dtype == np.bool_ and not (len(bounds) == 1 and hasattr(bounds[0], "dtype")):  # one tensor: the maximum, of booleans too
         raise DtypeError("clamp: input: got booleans, expected numbers")
     if hasattr(low, "dtype") or hasattr(high, "dtype"):
         broadcast_shape("clamp", input=np.shape(x), min=np.shape(low), max=np.shape(high))
-        x = x if low is None else _bounded(x, low, np.less)
-        return x if high is None else _bounded(x, high, np.greater)
+        x = x if low is None else maximum(x, low)
+        return x if high is None else minimum(x, high)
     return apply(elementwise.clamp, to(as_array_like(x), dtype), min=low, max=high)
 
 
-def _bounded(x: Any, bound: Any, beyond: Any) -> Tensor:
-    """The bound where x is beyond it; nan, without a gradient, where either is nan."""
-    a, b = as_values(x), as_values(bound)
-    out, unordered = where(beyond(a, b), bound, x), np.isnan(a) | np.isnan(b)
-    return where(unordered, math.nan, out) if any_of(unordered) else out
+def _within(dtype: np.dtype, name: str, bound: Any) -> Any:
+    """A bound that these integers can have: one beyond all of them is the last of them. Errors: one that none of them keeps."""
+    if bound is None or hasattr(bound, "dtype"):
+        return bound
+    limits = np.iinfo(dtype)
+    if (bound > limits.max) if name == "min" else (bound < limits.min):
+        raise ArgumentError(f"clamp: {name}: got {bound}, expected a bound that {dtype} can hold")
+    return held("clamp", name, min(max(bound, limits.min), limits.max), dtype)
 
 
 def where(condition: Any, input: Any = None, other: Any = None) -> Any:

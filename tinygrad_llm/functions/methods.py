@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -118,5 +119,5 @@ METHODS |= {f"__i{name}__": inplace(METHODS[f"__{name}__"]) for name in (
 for _name, _method in METHODS.items():
     setattr(Tensor, _name, _method)
 for _name, _method in vars(Tensor).items():  # Python's errors call a method by its name
-    if getattr(_method, "__name__", _name) in ("<lambda>", "method", f"_{_name}", f"{_name}_"):
+    if isinstance(_method, FunctionType) and _method.__name__ in ("<lambda>", "method", f"_{_name}", f"{_name}_"):
         _method.__name__ = _method.__qualname__ = _name

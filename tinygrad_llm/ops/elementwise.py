@@ -182,8 +182,8 @@ def _shares(g: Any, tie: Any, x_loses: Any, y_loses: Any) -> tuple[Any, Any]:
 
 @op(x="~B", options={"min": (-1.5, None), "max": (2.0,)}, torch="torch.clamp(x, min, max)")
 def clamp(x: Any, min: float | None = None, max: float | None = None) -> tuple[Any, Vjp]:
-    """min(max(x, min), max).   dx = g where min ≤ x ≤ max, the bounds included, as in torch"""
-    inside = (x >= (-np.inf if min is None else min)) & (x <= (np.inf if max is None else max))
+    """min(max(x, min), max).   dx = g where min < x < max, else 0 (at the bounds too, as in torch since 2.14)"""
+    inside = x < max if min is None else x > min if max is None else (x > min) & (x < max)
     return np.clip(x, min, max), lambda g: (_kept(g, inside),)
 
 
