@@ -23,6 +23,7 @@ from tinygrad_llm.cli.errors import (
     warnings_as_lines,
     write_anything,
 )
+from tinygrad_llm.cli.program import python_as_typed
 
 COMMANDS = (train.COMMAND, evaluate.COMMAND, generate.COMMAND, tokenize.COMMAND, check.COMMAND, profile.COMMAND)
 BUG, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
@@ -95,5 +96,5 @@ def reference_package() -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "torch":
             raise
-        raise UserError("torch: got no PyTorch, expected it here: pip install 'tinygrad-llm[torch]'") from None
+        raise UserError(f"torch: got no PyTorch, expected it here: {python_as_typed()} -m pip install 'torch>=2.13'") from None
     return reference

@@ -16,9 +16,10 @@ import tinygrad_llm
 from tinygrad_llm import parity
 from tinygrad_llm.checkpoint.file import write_whole
 from tinygrad_llm.cli import check_text as text
-from tinygrad_llm.cli.command import PROGRAM, Command, Run, check_writable
+from tinygrad_llm.cli.command import Command, Run, check_writable
 from tinygrad_llm.cli.errors import UserError, notes_unless_refused
 from tinygrad_llm.cli.model_options import ModelOptions
+from tinygrad_llm.cli.program import PROGRAM
 from tinygrad_llm.cli.settings import at_least_zero, integer, number, one_of, option, switch, word
 from tinygrad_llm.config import TransformerConfig
 from tinygrad_llm.model import Transformer

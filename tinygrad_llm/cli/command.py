@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from tinygrad_llm._version import __version__
-from tinygrad_llm.cli.errors import PROGRAM, UserError
+from tinygrad_llm.cli.errors import UserError
+from tinygrad_llm.cli.program import NAME, PROGRAM
 from tinygrad_llm.cli.settings import add_options, read_toml, settle, to_toml
 
 DESCRIPTION = """Train, try and check a small language model whose every gradient is written by hand in NumPy."""
@@ -80,7 +81,7 @@ def make_parser(commands: Sequence[Command]) -> tuple[Parser, dict[str, Parser]]
     """The parser of the program, and those of its commands by name."""
     style: dict[str, Any] = {"formatter_class": Formatter, "allow_abbrev": False}
     parser = Parser(PROGRAM, description=DESCRIPTION, epilog=EPILOG, **style)
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     below = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=Parser)
     made = {}
     for command in commands:

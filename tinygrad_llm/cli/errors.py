@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-PROGRAM = "tinygrad-llm"
+from tinygrad_llm.cli.program import NAME
+
 CHECKED = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
 
 
@@ -41,7 +42,7 @@ def message(error: BaseException) -> str:
 
 def say(text: str) -> None:
     """One line on stderr."""
-    print(f"{PROGRAM}: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+    print(f"{NAME}: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
 
 
 def text_of(name: str, value: str) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from tinygrad_llm.cli.command import Command, Run
-from tinygrad_llm.cli.errors import PROGRAM, UserError, notes_unless_refused
+from tinygrad_llm.cli.errors import UserError, notes_unless_refused
 from tinygrad_llm.cli.loading import Trained, backend_option, checkpoint_option, device_option, load_trained
+from tinygrad_llm.cli.program import PROGRAM
 from tinygrad_llm.cli.settings import integer, number, option, switch, word
 from tinygrad_llm.cli.table import table
 from tinygrad_llm.data import Corpus, SequenceDataset, load_corpus, train_test_split

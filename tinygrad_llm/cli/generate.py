@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tinygrad_llm.cli.command import Command, Run
-from tinygrad_llm.cli.errors import PROGRAM, UserError, text_of
+from tinygrad_llm.cli.errors import UserError, text_of
 from tinygrad_llm.cli.loading import backend_option, checkpoint_option, device_option, load_trained
+from tinygrad_llm.cli.program import PROGRAM
 from tinygrad_llm.cli.settings import at_least_zero, integer, number, option, switch, word, words
 from tinygrad_llm.generation import stream_text
 

@@ -15,8 +15,8 @@ from tinygrad_llm.capture.recordings import record
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.checkpoint.file import write_whole
 from tinygrad_llm.cli.command import Command, Run, check_writable
-from tinygrad_llm.cli.errors import PROGRAM
 from tinygrad_llm.cli.model_options import ModelOptions
+from tinygrad_llm.cli.program import PROGRAM
 from tinygrad_llm.cli.settings import integer, option, switch, word
 from tinygrad_llm.cli.table import table
 from tinygrad_llm.model import Transformer

@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tinygrad_llm.cli.command import PROGRAM, Command, Run
+from tinygrad_llm.cli.command import Command, Run
 from tinygrad_llm.cli.errors import UserError, notes_unless_refused, text_of
+from tinygrad_llm.cli.program import PROGRAM
 from tinygrad_llm.cli.settings import integer, option, switch, word
 from tinygrad_llm.cli.table import table
 from tinygrad_llm.data import get_tokenizer, load_corpus

@@ -15,10 +15,11 @@ import numpy as np
 
 from tinygrad_llm.checkpoint import CheckpointFolder
 from tinygrad_llm.cli.command import Command, Run
-from tinygrad_llm.cli.errors import PROGRAM, UserError, notes_unless_refused, say, without_notes
+from tinygrad_llm.cli.errors import UserError, notes_unless_refused, say, without_notes
 from tinygrad_llm.cli.evaluate import rows
 from tinygrad_llm.cli.loading import backend_option, device_option
 from tinygrad_llm.cli.model_options import ModelOptions
+from tinygrad_llm.cli.program import PROGRAM
 from tinygrad_llm.cli.settings import at_least_zero, count_or, flag, integer, number, one_of, option, pair, switch, word
 from tinygrad_llm.cli.table import table
 from tinygrad_llm.cli.train_torch import TorchRun, refuse_what_torch_lacks
