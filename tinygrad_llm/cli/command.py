@@ -22,7 +22,7 @@ EPILOG = f"""\
 examples:
   {PROGRAM} train --preset tiny --out runs/tiny
   {PROGRAM} generate --checkpoint runs/tiny --prompt "ROMEO: "
-  {PROGRAM} train --help                  every option of a command
+  {PROGRAM} train --help                # every option of a command
 
 exit codes: 0 success; 1 a check found a difference; 2 a mistake in what was
 asked for; 70 a bug of ours; 130 stopped by Ctrl-C"""

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 NAME = "tinygrad-llm"
+PACKAGE = Path(__file__).parents[1]
 
 
 def as_typed(started: str, path: str | None = None) -> str:
@@ -17,8 +18,8 @@ def as_typed(started: str, path: str | None = None) -> str:
     started    sys.argv[0]
     path       what is searched, instead of $PATH
     """
-    if Path(started).name == "__main__.py":
-        return f"{python_as_typed(path)} -m {Path(started).parent.name}"
+    if Path(started) == PACKAGE / "__main__.py":
+        return f"{python_as_typed(path)} -m {PACKAGE.name}"
     if Path(started).stem != NAME or _finds(NAME, started, path):
         return NAME
     return shlex.quote(started)
