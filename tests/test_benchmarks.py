@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from benchmarks import machine, measure, run, sides
+from benchmarks import kernels, machine, measure, preload, run, sides
 from benchmarks.__main__ import main, make_parser
 from benchmarks.cases import GRID, find_cases, scaling_cases
 from benchmarks.guards import test_ratios as guard
@@ -27,6 +27,7 @@ from benchmarks.report import read_records, write_report
 TOY = GRID["toy"]
 PEERS = "autograd", "mygrad", "jax", "tinygrad"
 QUICK = run.Plan(rounds=2, steps=2, seconds=1e-4, threads=1)
+needs_compiler = pytest.mark.skipif(preload._compiler() is None, reason="needs a C compiler")
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 
 
@@ -264,6 +265,114 @@ def test_a_peer_trains_the_same_model(peer, activation, fast_learner, monkeypatc
     assert [r.get("why") or r["why_not"] for r in records if r["kind"] in ("absent", "ratio")] == [None]
     losses = of(records, "train")[0]["losses"]
     assert max(losses) - min(losses) > 0.1, "it learns"
+
+
+# The strongest rival ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def another_processor(monkeypatch):
+    """Makes the machine one of this maker and system."""
+    def make(intel, system="Linux", processor="x86_64"):
+        monkeypatch.setattr(machine, "is_intel", lambda: intel)
+        monkeypatch.setattr(preload.platform, "system", lambda: system)
+        monkeypatch.setattr(preload.platform, "machine", lambda: processor)
+
+    return make
+
+
+def test_mkl_is_told_only_where_the_processor_is_not_intels(another_processor, monkeypatch):
+    for intel, processor in ((True, "x86_64"), (False, "aarch64")):
+        another_processor(intel, processor=processor)
+        assert (preload.why_not(), preload.environment()) == (None, {})
+    another_processor(False, system="Windows")
+    assert "LD_PRELOAD is Linux's" in preload.why_not()
+    another_processor(False)
+    monkeypatch.setattr(preload.shutil, "which", lambda name: None)
+    assert "no C compiler (cc, gcc, clang)" in preload.why_not()
+    assert "no C compiler" in sides.missing(dataclasses.replace(sides.SIDES["torch-best"], needs=()))
+
+
+@needs_compiler
+def test_what_is_loaded_first_says_yes_in_that_worker_alone(other, another_processor):
+    another_processor(False)
+    source = """
+        def describe(self):
+            import ctypes
+            answer = getattr(ctypes.CDLL(None), "mkl_serv_intel_cpu_true", lambda: 0)()
+            return {"answer": answer, "pages": os.environ.get("THP_MEM_ALLOC_ENABLE")}
+    """
+    told = dataclasses.replace(other("told", source), intel=True, environment={"THP_MEM_ALLOC_ENABLE": "1"})
+    with Worker(told) as one, Worker(other("untold", source)) as two:
+        assert one.ask("describe") == {"answer": 1, "pages": "1"}
+        assert two.ask("describe") == {"answer": 0, "pages": None}
+    assert not {"LD_PRELOAD", "THP_MEM_ALLOC_ENABLE"} & set(os.environ)
+
+
+def test_a_compiler_that_fails_makes_the_side_absent_with_its_last_word(other, another_processor, monkeypatch):
+    another_processor(False)
+    monkeypatch.setattr(preload, "_compiler", lambda: "false")
+    preload._library.cache_clear()
+    with pytest.raises(WorkerError, match=r"told: preload: got exit code 1 from false .no message., expected a shared object"):
+        Worker(dataclasses.replace(other("told"), intel=True))
+
+
+@needs_torch
+@needs_compiler
+def test_the_rivals_train_the_same_model():
+    case = dataclasses.replace(TOY, batch=64, vocab=8192)
+    names = "numpy", "torch-intel", "torch-best", "torch-ddp", "torch-best-ddp"
+    records = list(run.train([case], sides.find_sides(names), QUICK))
+    assert [r.get("why") or r["why_not"] for r in records if r["kind"] in ("absent", "ratio")] == [None] * 4
+    engines = {r["side"]: r["engine"] for r in of(records, "train")}
+    assert "cross_entropy" in engines["torch-best"]["head"]
+    assert "2 processes" in engines["torch-ddp"]["about"]
+
+
+
+@needs_torch
+def test_two_processes_need_a_batch_that_can_be_shared():
+    odd = dataclasses.replace(TOY, batch=3).to_dict()
+    with Worker(sides.SIDES["torch-ddp"], 1) as worker, pytest.raises(WorkerError, match="got 3 sequences, expected a mult"):
+        worker.ask("build", case=odd, seed=0)
+
+
+@needs_torch
+def test_every_way_to_the_loss_is_the_models_and_a_wrong_one_is_not_chosen(monkeypatch):
+    import torch
+
+    from benchmarks.sides import torch_head
+    from reference.model import Transformer
+
+    config = dataclasses.replace(TOY, batch=64, vocab=8192).config
+    ids = torch.randint(0, 8192, (64, TOY.context + 1))
+    plain = Transformer(config, dtype=torch.float64)
+    for name in torch_head.names(256, 8192):
+        model = torch_head.headed(torch_head.find(name))(config, dtype=torch.float64)
+        model.load_state_dict(plain.state_dict())
+        torch.testing.assert_close(model.loss(ids[:, :-1], ids[:, 1:]), plain.loss(ids[:, :-1], ids[:, 1:]))
+    fast_and_wrong = {torch_head.PLAIN: torch_head.find(torch_head.PLAIN), "wrong": lambda x, w, t: (x[0] * w[0]).sum()}
+    monkeypatch.setattr(torch_head, "names", lambda rows, vocab: list(fast_and_wrong))
+    monkeypatch.setattr(torch_head, "find", fast_and_wrong.__getitem__)
+    assert torch_head.fastest(64, 100, 8, False, 1) == torch_head.PLAIN
+
+
+def test_the_words_for_kernels_say_who_chose_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels, "threadpool_info", lambda: [{"internal_api": "openblas", "architecture": "SkylakeX"}])
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert kernels.openblas() == {"kernels": "OpenBLAS's kernels for SkylakeX: AVX-512, by its own choice",
+                                  "instructions": "AVX-512", "told": False}
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "SkylakeX")
+    assert kernels.openblas()["kernels"].endswith("AVX-512, by OPENBLAS_CORETYPE=SkylakeX")
+    assert kernels.openblas()["told"]
+    monkeypatch.setattr(kernels, "threadpool_info", list)
+    assert kernels.openblas()["kernels"] == "not OpenBLAS: instructions not known, by its own choice"
+    assert kernels.mkl(tmp_path / "no.so", intel=False)["instructions"] is None
+    answer = types.SimpleNamespace(mkl_serv_cpu_detect=lambda: 7)
+    monkeypatch.setattr(kernels.ctypes, "CDLL", lambda name: answer)
+    monkeypatch.setattr(machine, "is_intel", lambda: False)
+    assert kernels.mkl(tmp_path, intel=True)["kernels"] == "MKL: AVX-512, by the word that the processor is Intel's"
 
 
 def test_peers_have_the_parameters_of_the_model():
