@@ -14,6 +14,7 @@ from benchmarks.verdicts import doubts, three
 
 Record = dict[str, Any]
 MEASURED = "train", "decode", "op"
+PREPARING = "building and warming up"
 
 
 class Console:
@@ -24,6 +25,7 @@ class Console:
                         bar_format="{l_bar}{bar}| {n:.1f} of {total} cases, {elapsed} so far, about {remaining} left{postfix}")
         self.done, self.measured, self.ratios = 0, 0, list[Record]()
         self.absent: dict[str, str] = {}
+        self._move(0, PREPARING)
 
     def tell(self, rounds: int, of: int) -> None:
         """How far a case is."""
@@ -39,7 +41,7 @@ class Console:
         if line := LINES.get(record["kind"], lambda r: "")(record):
             tqdm.write(line, file=sys.stderr)
         if record["kind"] == "done":
-            self._end_case(record)
+            self._end_case()
 
     def __enter__(self) -> Console:
         return self
@@ -47,14 +49,14 @@ class Console:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.bar.close()
 
-    def _end_case(self, record: Record) -> None:
-        for ours in dict.fromkeys(r["ours"] for r in self.ratios):
-            found = three(r for r in self.ratios if r["ours"] == ours)
-            tqdm.write(f"{record['unit']}: time / time of {ours}, the smallest first: {in_order(found)}. "
+    def _end_case(self) -> None:
+        for name, ours in dict.fromkeys((name_of(r), r["ours"]) for r in self.ratios):
+            found = three(r for r in self.ratios if (name_of(r), r["ours"]) == (name, ours))
+            tqdm.write(f"{name}: time / time of {ours}, the smallest first: {in_order(found)}. "
                        f"Not measured: {not_measured(found)}", file=sys.stderr)
         self.ratios.clear()
         self.done += 1
-        self._move(self.done, "")
+        self._move(self.done, PREPARING)
 
     def _move(self, to: float, postfix: str) -> None:
         self.bar.n = to
@@ -83,7 +85,8 @@ def _doubtful(r: Record) -> str:
 
 LINES: dict[str, Callable[[Record], str]] = {
     "machine": _machine,
-    "gemm": lambda r: f"{r['library']}: {short(r['gflops'])} GFLOP/s in a matrix product; {r['engine'].get('kernels', '–')}",
+    "gemm": lambda r: f"{r['library']}: {short(r['gflops'])} GFLOP/s in a matrix product; {r['engine'].get('kernels', '–')}"
+                      + _doubtful(r),
     "train": _timed, "decode": _timed, "op": _timed, "ratio": _ratio,
     "absent": lambda r: f"{name_of(r) or r['what']} {r['side']}: not measured: {r['why']}",
 }

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.cells import in_order, mark, name_of, not_measured, of, short, table
-from benchmarks.verdicts import three
+from benchmarks.verdicts import EVERYTHING, three
 
 Record = dict[str, Any]
 YARDSTICK = "torch-sdpa"  # what all of our sides, and their memory, are compared with
@@ -57,14 +57,16 @@ def _fastest(records: Sequence[Record]) -> list[Record]:
 
 
 def _add_medians(rows: dict[str, dict[str, list[str]]], records: list[Record]) -> None:
-    """Of a run, what our fastest side is compared with, and what any is compared with the yardstick."""
+    """Of a run, what our fastest side is compared with, and what any is compared with the yardstick. Memory, with the
+    yardstick and the rivals."""
     ratios = [r for r in of(records, "ratio") if r["agree"]]
     memory = {(name_of(r), r["side"]): r["peak_mb"] for r in of(records, "train") if r.get("peak_mb")}
     for r in ratios:
         case, ours, other, row = name_of(r), r["ours"], r["against"], rows.setdefault(name_of(r), {})
         if ours == ratios[0]["ours"] or other == YARDSTICK:
             row.setdefault(f"{other} / {ours}", []).append(short(r["median"]) + mark(r))
-        if ours == ratios[0]["ours"] and other == YARDSTICK and {(case, ours), (case, other)} <= memory.keys():
+        yardstick = other == YARDSTICK or EVERYTHING in r.get("kinds", ())
+        if ours == ratios[0]["ours"] and yardstick and {(case, ours), (case, other)} <= memory.keys():
             row.setdefault(f"memory: {ours} / {other}", []).append(short(memory[case, ours] / memory[case, other]))
 
 

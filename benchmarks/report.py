@@ -161,7 +161,7 @@ SECTIONS = {"run": _training, "decode": _decoding, "ops": _ops, "crossover": _cr
 
 def _machine(records: list[Record]) -> str:
     m, engines = records[0], {r["engine"]["about"]: r["engine"]["threads"] for r in records if "engine" in r}
-    busy = [r["others_cores"] for r in records if r.get("others_cores") is not None]
+    busy = [r["others_cores"] for r in records if r["kind"] != "gemm" and r.get("others_cores") is not None]
     loads = [r[key] for r in records for key in ("load", "load_before", "load_after") if r.get(key) is not None]
     libraries = "; ".join(f"{about}, {threads} threads" for about, threads in engines.items())
     lines = [f"{m['cpu']}, {m['cores']} cores, {m['memory_gb']} GB, {m['system']}, Python {m['python']}. {libraries}. "
@@ -212,7 +212,9 @@ def _case_table(runs: Sequence[Record]) -> str:
 def _side_table(records: Sequence[Record]) -> str:
     """What each side is, and with which kernels it ran; the rate is that of its library in large products."""
     runs, peaks = {r["side"]: r for r in records if "side" in r and "engine" in r}, _peaks(records)
-    rows = ([name, SIDES[name].about if name in SIDES else "–", r["engine"].get("kernels", "–"), r["engine"].get("head", "–"),
+    heads = {name: "; ".join(f"{name_of(r)}: {r['engine']['head']}" for r in of(records, "train")
+                             if r["side"] == name and "head" in r["engine"]) for name in runs}
+    rows = ([name, SIDES[name].about if name in SIDES else "–", r["engine"].get("kernels", "–"), heads[name] or "–",
              short(peaks[r["library"]]) if r["library"] in peaks else "–"] for name, r in runs.items())
     return table(("side", "what it is", "kernels of its matrix products", "chosen loss", "GFLOP/s in them"), rows)
 
@@ -256,7 +258,7 @@ def _ratio_table(records: list[Record]) -> str:
 
 def _peak_table(records: list[Record], peaks: dict[str, float]) -> str:
     gemm = of(records, "gemm")
-    rows = ([library, short(peak), ", ".join(short(r["gflops"]) for r in gemm if r["library"] == library)]
+    rows = ([library, short(peak), ", ".join(short(r["gflops"]) + mark(r) for r in gemm if r["library"] == library)]
             for library, peak in peaks.items())
     return table(("float32 matrix product", "peak, GFLOP/s", "each time"), rows) if peaks else ""
 

@@ -202,9 +202,10 @@ def _peaks(sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
     for side in {side.library: side for side in reversed(sides)}.values() if GEMM_SIZES else ():
         try:
             with Worker(side, plan.threads) as worker:
+                others = machine.Bystanders([worker.process.pid])
                 sizes = _product_rates(worker)
                 yield {"kind": "gemm", "library": side.library, "gflops": max(sizes.values()), "sizes": sizes,
-                       "load": machine.load(), **_who(worker)}
+                       "load": machine.load(), "others_cores": others.read(), **_who(worker)}
         except WorkerError as error:
             yield {"kind": "absent", "what": "gemm", "side": side.name, "why": str(error).partition(": ")[2]}
 

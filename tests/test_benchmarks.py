@@ -524,7 +524,7 @@ def test_a_run_ends_with_its_ratios_in_words_and_the_next_command(other, tmp_pat
     said = capsys.readouterr()
     assert f"next: python -m benchmarks report {out} --out {tmp_path / 'run.md'}" in said.out
     assert re.search(r"toy twin / numpy: .* provisional: .*1 round\n", said.err)
-    assert "Not measured: each library as installed, the same instruction set, torch with everything" in said.err
+    assert "toy: time / time of numpy, the smallest first: –. Not measured: each library as installed, the same" in said.err
 
 
 def test_a_run_in_which_nothing_was_measured_is_no_success(other, tmp_path, capsys):
@@ -535,6 +535,14 @@ def test_a_run_in_which_nothing_was_measured_is_no_success(other, tmp_path, caps
     why = "broken: RuntimeError: no such device"
     assert last == f"error: sides: got none that could be measured ({why}), expected one at least"
     assert not out.exists()
+
+
+def test_memory_is_compared_with_the_rival_too(tmp_path):
+    sides_ = [timed("train", side, 0.02, peak_mb=mb) for side, mb in (("numpy", 500.0), ("torch-best", 400.0))]
+    best = ratio(2.0, against="torch-best", kinds=["everything"])
+    glance = rendered(tmp_path, [head("run"), *sides_, best, {"kind": "end"}]).partition("## Training")[0]
+    assert "| case | torch-best / numpy | memory: numpy / torch-best |" in glance
+    assert "| toy | 2 | 1.25 |" in glance
 
 
 def two_runs(before, after, **more):
