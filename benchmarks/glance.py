@@ -28,18 +28,20 @@ def at_a_glance(runs: Iterable[list[Record]]) -> list[str]:
     for records in runs:
         if records[0]["run"] == "run":
             found.setdefault(environment(records[0]), []).append(records)
-    parts = [part for said, mine in found.items() for part in (f"{said}:\n", _three(mine), _medians(mine))]
+    parts = []
+    for said, mine in found.items():
+        ratios = sorted((r for records in mine for r in _fastest(records)), key=name_of)
+        parts += [f"{said}:\n", three_table(ratios), _medians(mine)]
     return ["## At a glance\n", THREE, *parts] if parts else []
 
 
-def _three(runs: Sequence[list[Record]]) -> str:
-    """Of the fastest of ours in each run, which is named first."""
-    ratios = [r for records in runs for r in _fastest(records)]
+def three_table(ratios: Sequence[Record]) -> str:
+    """A row for each case and side of ours."""
     rows = []
-    for case in sorted({name_of(r) for r in ratios}):
-        mine = three(r for r in ratios if name_of(r) == case)
-        rows.append([case, in_order(mine), not_measured(mine)])
-    return table(("case", "the three ratios, the smallest first", "not measured"), rows)
+    for case, ours in dict.fromkeys((name_of(r), r["ours"]) for r in ratios):
+        found = three(r for r in ratios if (name_of(r), r["ours"]) == (case, ours))
+        rows.append([case, ours, in_order(found), not_measured(found)])
+    return table(("case", "ours", "the three ratios, the smallest first", "not measured"), rows) if rows else ""
 
 
 def _medians(runs: Sequence[list[Record]]) -> str:

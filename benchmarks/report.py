@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import GRID
-from benchmarks.cells import in_order, mark, name_of, not_measured, of, short, spread, table, verdict
-from benchmarks.glance import at_a_glance, environment
+from benchmarks.cells import mark, name_of, not_measured, of, short, spread, table, verdict
+from benchmarks.glance import at_a_glance, environment, three_table
 from benchmarks.measure import fit_line, fit_power
 from benchmarks.sides import SIDES
 from benchmarks.verdicts import BUSY, KINDS, doubts, three
@@ -59,7 +59,7 @@ def _training(records: list[Record]) -> list[str]:
     head = ("case", "side", "ms a step", "tokens/s", "GFLOP/s", "of GEMM peak", "peak memory, MB", "others, cores")
     return [
         "## Training\n", _case_table(runs), _side_table(records), table(head, (_training_row(r, peaks) for r in runs)),
-        _ratio_table(records), _three_table(records), _peak_table(records, peaks),
+        _ratio_table(records), three_table(of(records, "ratio")), _peak_table(records, peaks),
     ]
 
 
@@ -76,7 +76,8 @@ def _decoding(records: list[Record]) -> list[str]:
     head = ("case", "side", "new tokens", "tokens/s", "ms a token", "peak memory, MB")
     note = ("Greedy, one sequence; a prompt of a few tokens is read, then each token is one step over the keys and values that "
             "both sides keep.\n")
-    return ["## Greedy decoding\n", note, _side_table(records), table(head, rows), _ratio_table(records), _three_table(records)]
+    return ["## Greedy decoding\n", note, _side_table(records), table(head, rows), _ratio_table(records),
+            three_table(of(records, "ratio"))]
 
 
 def _ops(records: list[Record]) -> list[str]:
@@ -129,7 +130,7 @@ def _scaling(records: list[Record]) -> list[str]:
             "Below it a line: a fixed cost, a cost of each token or layer, and how far from it the furthest median is.\n")
     times = ([case, *(spread(cells[case, side], 1e3) if (case, side) in cells else "–" for side in sides)] for case in cases)
     return ["## Scaling\n", note, _side_table(records), table(("ms a step", *sides), times), _fits(runs, sides),
-            _ratio_table(records), _three_table(records)]
+            _ratio_table(records), three_table(of(records, "ratio"))]
 
 
 def _fits(runs: Sequence[Record], sides: Sequence[str]) -> str:
@@ -217,16 +218,6 @@ def _side_table(records: Sequence[Record]) -> str:
     rows = ([name, SIDES[name].about if name in SIDES else "–", r["engine"].get("kernels", "–"), heads[name] or "–",
              short(peaks[r["library"]]) if r["library"] in peaks else "–"] for name, r in runs.items())
     return table(("side", "what it is", "kernels of its matrix products", "chosen loss", "GFLOP/s in them"), rows)
-
-
-def _three_table(records: Sequence[Record]) -> str:
-    """A row for each case and side of ours."""
-    ratios = of(records, "ratio")
-    rows = []
-    for case, ours in dict.fromkeys((name_of(r), r["ours"]) for r in ratios):
-        found = three(r for r in ratios if (name_of(r), r["ours"]) == (case, ours))
-        rows.append([case, ours, in_order(found), not_measured(found)])
-    return table(("case", "ours", "the three ratios, the smallest first", "not measured"), rows) if rows else ""
 
 
 def _three_means(records: Sequence[Record]) -> str:

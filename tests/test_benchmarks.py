@@ -635,7 +635,7 @@ def test_a_report_has_the_three_ratios_at_a_glance_and_in_each_section(tmp_path)
                     [head("crossover"), *ratios, {"kind": "end"}])
     row = "1.5 the same instruction set (torch-intel) provisional, 2 each library as installed (torch-sdpa)"
     glance, _, sections = text.partition("## Training")
-    assert f"| toy | {row} | torch with everything |" in glance
+    assert f"| toy | numpy | {row} | torch with everything |" in glance
     assert f"| toy | numpy | {row} | torch with everything |" in sections
     assert "| numpy | 1.5 the same instruction set (1), 2 each library as installed (1) | torch with everything |" in sections
     assert "| OpenBLAS's kernels for Haswell: AVX2, by OPENBLAS_CORETYPE=Haswell | – | – |" in sections
