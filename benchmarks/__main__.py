@@ -1,9 +1,10 @@
-"""python -m benchmarks run | decode | ops | crossover | scaling | report"""
+"""python -m benchmarks run | decode | ops | crossover | scaling | report | compare"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,13 +13,15 @@ from typing import Any, NoReturn
 
 from benchmarks import machine, run
 from benchmarks.cases import Case, find_cases, label, map_cases, scaling_cases
+from benchmarks.compare import compare
+from benchmarks.console import Console
 from benchmarks.micro import Op, find_ops
 from benchmarks.process import WorkerError
 from benchmarks.report import read_records, write_report
-from benchmarks.sides import find_sides
+from benchmarks.sides import Side, find_sides
 
-SIDES, PAIR = "numpy-fast,numpy,torch-eager,torch-sdpa,torch-compile", "numpy,torch-sdpa"
-FASTEST = "numpy-fast,torch-sdpa"
+SIDES = "numpy-fast,numpy,torch-sdpa,torch-compile,torch-intel,torch-best,torch-best-compile"
+PAIR, FASTEST = "numpy,torch-sdpa,torch-intel,torch-best", "numpy-fast,torch-sdpa,torch-intel,torch-best"
 MAY_DIFFER = "grid", "activation", "ops", "d_model", "context", "batch", "axes", "minutes", "resume", "title"
 
 
@@ -52,6 +55,7 @@ def make_parser() -> Parser:
     _add_crossover(commands.add_parser("crossover", help="who wins, over width × context × batch"))
     _add_scaling(commands.add_parser("scaling", help="time over tokens and over layers, and the fitted exponents"))
     _add_report(commands.add_parser("report", help="Markdown and plots from the files of the others"))
+    _add_compare(commands.add_parser("compare", help="two files of one command: ratio of ratios, with the spread"))
     return parser
 
 
@@ -103,52 +107,82 @@ def _add_report(parser: Parser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE.md", help="plots go beside it, into figures/")
 
 
+def _add_compare(parser: Parser) -> None:
+    parser.set_defaults(command=_compare)
+    parser.add_argument("one", metavar="A.jsonl", help="the run before")
+    parser.add_argument("two", metavar="B.jsonl", help="the run after")
+
+
 def _run(options: argparse.Namespace) -> None:
     cases = find_cases(options.grid.split(","), options.activation)
-    plan = _plan(options, steps=options.steps)
-    _write(options, cases, lambda left, sides: run.train(left, sides, plan))
+    _write(options, cases, lambda left, sides, plan: run.train(left, sides, plan))
 
 
 def _decode(options: argparse.Namespace) -> None:
     cases = find_cases(options.grid.split(","))
-    _write(options, cases, lambda left, sides: run.decode(left, sides, _plan(options), options.tokens))
+    _write(options, cases, lambda left, sides, plan: run.decode(left, sides, plan, options.tokens))
 
 
 def _ops(options: argparse.Namespace) -> None:
-    ops = find_ops([name for name in options.ops.split(",") if name])
-    _write(options, ops, lambda left, sides: run.single_ops(left, sides, _plan(options)))
+    _write(options, find_ops([name for name in options.ops.split(",") if name]), run.single_ops)
 
 
 def _crossover(options: argparse.Namespace) -> None:
-    cases = map_cases(options.d_model, options.context, options.batch)
-    _write(options, cases, lambda left, sides: run.crossover(left, sides, _plan(options)))
+    _write(options, map_cases(options.d_model, options.context, options.batch), run.crossover)
 
 
 def _scaling(options: argparse.Namespace) -> None:
-    cases = scaling_cases(options.axes.split(","))
-    _write(options, cases, lambda left, sides: run.crossover(left, sides, _plan(options)))
+    _write(options, scaling_cases(options.axes.split(",")), run.crossover)
 
 
 def _report(options: argparse.Namespace) -> None:
     write_report(read_records(options.files), Path(options.out))
+    print(f"{options.out} is written, with its plots in {Path(options.out).parent / 'figures'}")
 
 
-def _plan(options: argparse.Namespace, **more: Any) -> run.Plan:
-    return run.Plan(rounds=options.rounds, seconds=options.seconds, threads=options.threads, **more)
+def _compare(options: argparse.Namespace) -> None:
+    one, two = (next(iter(read_records([path]).values())) for path in (options.one, options.two))
+    print(compare(one, two, Path(options.one).name, Path(options.two).name), end="")
 
 
-def _write(options: argparse.Namespace, units: Sequence[Any], records: Callable[[list[Any], Any], Iterator[Any]]) -> None:
-    """The lines of a unit (a case, an op) at once when it is done: what was measured before an error or Ctrl-C stays."""
+def _write(
+    options: argparse.Namespace, units: Sequence[Any],
+    records: Callable[[list[Any], Sequence[Side], run.Plan], Iterator[dict[str, Any]]],
+) -> None:
+    """The lines of a unit (a case, an op) at once when it is done: what was measured before an error or Ctrl-C stays.
+
+    Raises ValueError where nothing could be measured; a file that has nothing else is gone then.
+    """
     sides, out = find_sides(options.sides.split(",")), Path(options.out)
-    if out.exists() and not options.resume:
+    if (old := out.exists()) and not options.resume:
         raise ValueError(f"out: got {options.out!r}, which is there already, expected a new file (or --resume)")
     head = _head(options)
-    done = _done(out, head) if out.exists() else set()
+    done = _done(out, head) if old else set()
     left = [unit for unit in units if _unit(unit) not in done]
-    with out.open("a", encoding="utf-8") as file:
-        for lines in _together(_framed(head, records(left, sides), len(left), options.minutes) if left else ()):
+    with out.open("a", encoding="utf-8") as file, Console(len(left)) as console:
+        plan = run.Plan(options.rounds, getattr(options, "steps", None), options.seconds, threads=options.threads,
+                        tell=console.tell)
+        framed = _framed(head, records(left, sides, plan), len(left), options.minutes) if left else ()
+        for lines in _together(framed, console):
             file.write("".join(json.dumps(record) + "\n" for record in lines))
             file.flush()
+    if left and not console.measured:
+        if not old:
+            out.unlink()
+        raise ValueError(f"sides: got none that could be measured ({_reasons(console.absent)}), expected one at least")
+    print(_next(options, console.done < len(left)))
+
+
+def _reasons(absent: dict[str, str]) -> str:
+    return "; ".join(f"{side}: {why}" for side, why in absent.items())
+
+
+def _next(options: argparse.Namespace, more: bool) -> str:
+    """The command that comes after a run."""
+    if more:
+        return "time was up; next: the same command with --resume"
+    report = Path(options.out).with_suffix(".md")
+    return f"next: python -m benchmarks report {shlex.quote(options.out)} --out {shlex.quote(str(report))}"
 
 
 def _head(options: argparse.Namespace) -> dict[str, Any]:
@@ -187,23 +221,15 @@ def _framed(
     yield {"kind": "end", "load": machine.load()}
 
 
-def _together(records: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _together(records: Iterable[dict[str, Any]], console: Console) -> Iterator[list[dict[str, Any]]]:
     """The records up to each that ends something."""
     lines = []
     for record in records:
-        print(_told(record), file=sys.stderr)
+        console.say(record)
         lines.append(record)
         if record["kind"] in ("machine", "gemm", "done", "end"):
             yield lines
             lines = []
-
-
-def _told(record: dict[str, Any]) -> str:
-    where = record.get("name") or record.get("case", {}).get("name", "")
-    who = record.get("side") or record.get("against") or record.get("library", "")
-    where = where or record.get("unit", "")
-    value = record.get("why") or record.get("why_not") or record.get("gflops") or record.get("median") or ""
-    return f"{record['kind']:8} {where} {who} {value if isinstance(value, str) else format(value, '.4g')}"
 
 
 def _count(text: str) -> int:

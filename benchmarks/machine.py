@@ -23,11 +23,20 @@ ROOT = Path(__file__).resolve().parents[1]
 def describe() -> dict[str, Any]:
     """CPU, cores that we may use, memory, system, versions, commit, and what the environment tells BLAS and OpenMP."""
     return {
-        "cpu": _cpu(), "cores": cores(), "memory_gb": _memory_gb(), "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(), "versions": _versions("numpy", "torch"), "commit": _commit(),
+        "cpu": describe_cpu(), "cores": cores(), "memory_gb": _memory_gb(),
+        "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
+        "versions": _versions("numpy", "torch"), "commit": _commit(),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(LIBRARY_PREFIXES)},
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
+
+
+def is_intel() -> bool:
+    """Whether the processor is one of Intel's."""
+    try:
+        return "GenuineIntel" in (PROC / "cpuinfo").read_text()
+    except OSError:
+        return "Intel" in platform.processor()
 
 
 def cores() -> int:
@@ -131,7 +140,8 @@ def _busy_ticks() -> int | None:
     return user + nice + system + irq + soft + steal
 
 
-def _cpu() -> str:
+def describe_cpu() -> str:
+    """The processor's name, and the widest vectors that it has."""
     try:
         text = (PROC / "cpuinfo").read_text()
         lines = [line.partition(":") for line in text.splitlines()]

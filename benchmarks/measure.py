@@ -18,13 +18,20 @@ STUDENT = 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306  # 97.5 % quant
 PAUSE = 0.1  # seconds between turns: until BLAS threads, which wait in a loop for more work, have gone to sleep
 
 
-def interleave(turns: Mapping[str, Callable[[int], T]], rounds: int, pause: float | None = None) -> dict[str, list[T]]:
-    """A B A B ...: in each round every side has one turn, turn(round). The results of each side, in order."""
+def interleave(
+    turns: Mapping[str, Callable[[int], T]], rounds: int, pause: float | None = None,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, list[T]]:
+    """A B A B ...: in each round every side has one turn, turn(round). The results of each side, in order.
+
+    tell(rounds done, rounds) is called after each.
+    """
     results: dict[str, list[T]] = {name: [] for name in turns}
     for number in range(rounds):
         for name, turn in turns.items():
             time.sleep(PAUSE if pause is None else pause)
             results[name].append(turn(number))
+        tell(number + 1, rounds)
     return results
 
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import machine, preload
 from benchmarks.sides import Side, missing
 
 
@@ -27,27 +27,45 @@ class Worker:
         self.side = side
         if reason := missing(side):
             raise WorkerError(f"{side.name}: {reason}")
+        environment = _environment(side, threads)
         self.stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         options = json.dumps({"threads": threads, **side.options})
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", side.module, options], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self.stderr, env=_environment(threads), encoding="utf-8",
+            stdout=subprocess.PIPE, stderr=self.stderr, env=environment, encoding="utf-8",
         )
         try:
-            self._answer()
+            self.receive()
         except BaseException:
             self.close()
             raise
 
     def ask(self, do: str, **arguments: Any) -> Any:
         """The answer. Raises WorkerError where there is none."""
+        self.send(do, **arguments)
+        return self.receive()
+
+    def send(self, do: str, **arguments: Any) -> None:
+        """Asks, and does not wait; `receive` does."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self.process.stdin.flush()
         except OSError:
             raise self._died() from None
-        return self._answer()
+
+    def receive(self) -> Any:
+        """The answer to what was sent. Raises WorkerError where there is none."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise self._died()
+        message = json.loads(line)
+        if "error" in message:
+            error = WorkerError(f"{self.side.name}: {message['error']}")
+            error.add_note(message["traceback"])
+            raise error
+        return message["answer"]
 
     def peak_mb(self) -> float | None:
         """Largest resident memory of its process tree so far, 1e6 bytes."""
@@ -70,18 +88,6 @@ class Worker:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-    def _answer(self) -> Any:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise self._died()
-        message = json.loads(line)
-        if "error" in message:
-            error = WorkerError(f"{self.side.name}: {message['error']}")
-            error.add_note(message["traceback"])
-            raise error
-        return message["answer"]
 
     def _died(self) -> WorkerError:
         self.process.wait()
@@ -139,9 +145,13 @@ def _reason(error: WorkerError) -> str:
     return str(error).partition(": ")[2]
 
 
-def _environment(threads: int | None) -> dict[str, str]:
+def _environment(side: Side, threads: int | None) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(machine.ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, **machine.thread_environment(threads)}
+    try:
+        told = preload.environment() if side.intel else {}
+    except OSError as error:
+        raise WorkerError(f"{side.name}: {error}") from None
+    return {**os.environ, "PYTHONPATH": path, **machine.thread_environment(threads), **side.environment, **told}
 
 
 def _close(pipe: Any) -> None:

@@ -13,6 +13,7 @@ from benchmarks.measure import disagreement, fitting_count, interleave, ratio_re
 from benchmarks.micro import Op
 from benchmarks.process import Worker, WorkerError, Workers
 from benchmarks.sides import SIDES, TRUTH, Side, missing
+from benchmarks.verdicts import kinds
 
 GEMM_SIZES = (1024, 2048, 3072)
 GEMM_SECONDS = 0.5
@@ -32,6 +33,7 @@ class Plan:
     steps      timed steps in a turn; None: as many as fill `seconds` on the slowest side, but at most TURN_STEPS
     warmup     steps before the first turn
     threads    of each side; None: what its library takes by default
+    tell       is told how many of the rounds of a case or op are done, of how many
     """
 
     rounds: int = 5
@@ -40,19 +42,29 @@ class Plan:
     warmup: int = 2
     threads: int | None = None
     seed: int = 0
+    tell: Callable[[int, int], None] = lambda done, of: None
+
+
+class Pair(NamedTuple):
+    """One of ours and another side, and what their ratio may be called (`verdicts.kinds`)."""
+
+    ours: str
+    theirs: str
+    kinds: list[str]
 
 
 class Turns(NamedTuple):
     """What is left to judge when the turns of a case are over; the steps began with the so many-th."""
 
-    pairs: list[tuple[str, str]]
+    pairs: list[Pair]
+    busy: dict[str, Any]
     seconds: dict[str, list[float]]
     losses: dict[str, list[float]]
     first: int
 
 
 def train(cases: Sequence[Case], sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
-    """Training steps of each case, all sides in turns, in fresh processes; and the peak of the matrix products."""
+    """Training steps of each case, all sides in turns, in fresh processes; and the peak of the matrix products, twice."""
     yield from _peaks(sides, plan)
     for case in cases:
         yield from _unit(_train_alone(case, sides, plan), "train", case)
@@ -61,6 +73,7 @@ def train(cases: Sequence[Case], sides: Sequence[Side], plan: Plan) -> Iterator[
 
 def crossover(cases: Sequence[Case], sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
     """The same over many cases, in the same processes, so without memory."""
+    yield from _peaks(sides, plan)
     with Workers(sides, plan.threads) as workers:
         for case in cases:
             yield from _unit(_train_beside(case, workers, plan), "train", case)
@@ -68,6 +81,7 @@ def crossover(cases: Sequence[Case], sides: Sequence[Side], plan: Plan) -> Itera
 
 def decode(cases: Sequence[Case], sides: Sequence[Side], plan: Plan, tokens: int) -> Iterator[Record]:
     """Greedy decoding after a prompt of PROMPT tokens; agreement is equality of the tokens."""
+    yield from _peaks(sides, plan)
     for case in cases:
         with Workers(sides, plan.threads) as workers:
             yield from _unit(_decode_case(case, workers, plan, tokens), "decode", case)
@@ -75,6 +89,7 @@ def decode(cases: Sequence[Case], sides: Sequence[Side], plan: Plan, tokens: int
 
 def single_ops(ops: Sequence[Op], sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
     """Each op forward, and forward + backward through the side's own autograd; agreement is that of sampled entries."""
+    yield from _peaks(sides, plan)
     with Workers(sides, plan.threads) as workers:
         yield from _absent(workers, "op", name="all ops")
         for op in ops:
@@ -105,22 +120,22 @@ def _train_case(case: Case, workers: Workers, plan: Plan, memory: bool) -> Gener
     yield from _absent(workers, "train", case=case.to_dict())
     slowest = max((min(answers[name]["seconds"] for answers in once) for name in workers), default=1.0)
     count = plan.steps or fitting_count(slowest, plan.seconds, TURN_STEPS)
-    turns, busy = _turns(workers, plan.rounds, lambda i: {"do": "train", "first": first + i * count, "count": count})
+    turns, busy = _turns(workers, plan, lambda i: {"do": "train", "first": first + i * count, "count": count})
     seconds = {name: [turn["seconds"] / count for turn in turns[name]] for name in turns}
     losses = {name: [loss for turn in turns[name] for loss in turn["losses"]] for name in turns}
     for name in turns:
         took = {"case": case.to_dict(), "flops": case.flops, "steps": count, "losses": losses[name]}
         yield _timed("train", workers[name], seconds[name], memory, busy, **took, tokens=case.tokens)
-    return Turns(_pairs(workers), seconds, losses, first)
+    return Turns(_pairs(workers), busy, seconds, losses, first)
 
 
 def _train_ratios(case: Case, plan: Plan, turns: Turns) -> Iterator[Record]:
     if not turns.pairs:
         return
     truth = _true_losses(case, plan, turns.first, len(next(iter(turns.losses.values()))))
-    for ours, theirs in turns.pairs:
-        why_not = disagreement(turns.losses[ours], turns.losses[theirs], truth)
-        yield ratio_record(ours, theirs, turns.seconds, why_not, what="train", case=case.to_dict())
+    for pair in turns.pairs:
+        why_not = disagreement(turns.losses[pair.ours], turns.losses[pair.theirs], truth)
+        yield _ratio(pair, turns.seconds, turns.busy, why_not, what="train", case=case.to_dict())
 
 
 def _true_losses(case: Case, plan: Plan, first: int, count: int) -> list[float]:
@@ -144,13 +159,13 @@ def _decode_case(case: Case, workers: Workers, plan: Plan, tokens: int) -> Itera
     yield from _absent(workers, "decode", case=case.to_dict())
     slowest = max((answer["seconds"] for answer in once.values()), default=1.0)
     times = fitting_count(slowest, plan.seconds, TURN_TEXTS)
-    turns, busy = _turns(workers, plan.rounds, lambda i: request | {"times": times})
+    turns, busy = _turns(workers, plan, lambda i: request | {"times": times})
     seconds = {name: [turn["seconds"] for turn in turns[name]] for name in turns}
     for name in turns:
         yield _timed("decode", workers[name], seconds[name], True, busy, case=case.to_dict(), tokens=count)
-    for ours, theirs in _pairs(workers):
-        why_not = None if said[ours] == said[theirs] else "the tokens differ"
-        yield ratio_record(ours, theirs, seconds, why_not, what="decode", case=case.to_dict())
+    for pair in _pairs(workers):
+        why_not = None if said[pair.ours] == said[pair.theirs] else "the tokens differ"
+        yield _ratio(pair, seconds, busy, why_not, what="decode", case=case.to_dict())
 
 
 def _op(op: Op, workers: Workers, plan: Plan) -> Iterator[Record]:
@@ -160,14 +175,14 @@ def _op(op: Op, workers: Workers, plan: Plan) -> Iterator[Record]:
     for what, work in op.work.items():
         once = [workers.each("op_time", what=what, count=1) for _ in range(3)][-1]
         count = fitting_count(max((a["seconds"] for a in once.values()), default=1.0), plan.seconds, 10_000)
-        turns, busy = _turns(workers, plan.rounds, lambda i: {"do": "op_time", "what": what, "count": count})  # noqa: B023
+        turns, busy = _turns(workers, plan, lambda i: {"do": "op_time", "what": what, "count": count})  # noqa: B023
         seconds = {name: [turn["seconds"] / count for turn in turns[name]] for name in turns}
         about = {"name": op.name, "what": what, "unit": op.unit, "work": work}
         for name in turns:
             yield _timed("op", workers[name], seconds[name], False, busy, **about)
-        for ours, theirs in _pairs(workers):
-            why_not = disagreement(values[ours], values[theirs], truth)
-            yield ratio_record(ours, theirs, seconds, why_not, **{**about, "what": "op", "direction": what})
+        for pair in _pairs(workers):
+            why_not = disagreement(values[pair.ours], values[pair.theirs], truth)
+            yield _ratio(pair, seconds, busy, why_not, **{**about, "what": "op", "direction": what})
     yield from ({"kind": "absent", "what": "op", "name": op.name, "side": s, "why": workers.absent[s]}
                 for s in before - set(workers))
 
@@ -187,9 +202,10 @@ def _peaks(sides: Sequence[Side], plan: Plan) -> Iterator[Record]:
     for side in {side.library: side for side in reversed(sides)}.values() if GEMM_SIZES else ():
         try:
             with Worker(side, plan.threads) as worker:
+                others = machine.Bystanders([worker.process.pid])
                 sizes = _product_rates(worker)
                 yield {"kind": "gemm", "library": side.library, "gflops": max(sizes.values()), "sizes": sizes,
-                       "load": machine.load(), **_who(worker)}
+                       "load": machine.load(), "others_cores": others.read(), **_who(worker)}
         except WorkerError as error:
             yield {"kind": "absent", "what": "gemm", "side": side.name, "why": str(error).partition(": ")[2]}
 
@@ -205,12 +221,12 @@ def _product_rates(worker: Worker) -> dict[int, float]:
 
 
 def _turns(
-    workers: Workers, rounds: int, request: Callable[[int], dict[str, Any]]
+    workers: Workers, plan: Plan, request: Callable[[int], dict[str, Any]]
 ) -> tuple[dict[str, list[Any]], dict[str, Any]]:
     """The answers of each side, in turns; and how busy the machine was with other work."""
     before, others = machine.load(), machine.Bystanders([worker.process.pid for worker in workers.values()])
     turns = {name: _asking(worker, request) for name, worker in workers.items()}
-    results = interleave(turns, rounds)
+    results = interleave(turns, plan.rounds, tell=plan.tell)
     return results, {"load_before": before, "load_after": machine.load(), "others_cores": others.read()}
 
 
@@ -224,6 +240,13 @@ def _timed(
     peak = {"peak_mb": worker.peak_mb()} if memory else {}
     return {"kind": kind, "side": worker.side.name, "library": worker.side.library, **about, **_who(worker),
             "seconds": list(seconds), **summary(seconds), **busy, **peak}
+
+
+def _ratio(
+    pair: Pair, seconds: dict[str, list[float]], busy: dict[str, Any], why_not: str | None, **about: Any
+) -> Record:
+    return {**ratio_record(pair.ours, pair.theirs, seconds, why_not, **about), "kinds": pair.kinds,
+            "others_cores": busy["others_cores"]}
 
 
 def _unit(records: Iterator[Record], what: str, case: Case) -> Iterator[Record]:
@@ -244,7 +267,13 @@ def _absent(workers: Workers, what: str, **about: Any) -> Iterator[Record]:
     yield from ({"kind": "absent", "what": what, "side": name, "why": why, **about} for name, why in workers.absent.items())
 
 
-def _pairs(workers: Workers) -> list[tuple[str, str]]:
-    """(one of ours, another side), for every ratio that is wanted."""
+def _pairs(workers: Workers) -> list[Pair]:
+    """One of ours and another side, for every ratio that is wanted."""
     ours = [name for name, worker in workers.items() if worker.side.ours]
-    return [(one, name) for one in ours for name in workers if name not in ours[: ours.index(one) + 1]]
+    engines = {name: worker.ask("describe") for name, worker in workers.items()}
+
+    def kinds_of(one: str, name: str) -> list[str]:
+        side = workers[name].side
+        return kinds(side.library, side.rival, engines[one], engines[name])
+
+    return [Pair(one, name, kinds_of(one, name)) for one in ours for name in workers if name not in ours[: ours.index(one) + 1]]

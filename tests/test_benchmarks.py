@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from benchmarks import machine, measure, run, sides
+from benchmarks import cells, kernels, machine, measure, preload, run, sides, verdicts
 from benchmarks.__main__ import main, make_parser
 from benchmarks.cases import GRID, find_cases, scaling_cases
+from benchmarks.compare import compare
 from benchmarks.guards import test_ratios as guard
 from benchmarks.guards.pairs import PAIRS, Pair
 from benchmarks.inputs import draw_batches, draw_state
@@ -27,6 +28,7 @@ from benchmarks.report import read_records, write_report
 TOY = GRID["toy"]
 PEERS = "autograd", "mygrad", "jax", "tinygrad"
 QUICK = run.Plan(rounds=2, steps=2, seconds=1e-4, threads=1)
+needs_compiler = pytest.mark.skipif(preload._compiler() is None, reason="needs a C compiler")
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 
 
@@ -266,6 +268,114 @@ def test_a_peer_trains_the_same_model(peer, activation, fast_learner, monkeypatc
     assert max(losses) - min(losses) > 0.1, "it learns"
 
 
+# The strongest rival ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def another_processor(monkeypatch):
+    """Makes the machine one of this maker and system."""
+    def make(intel, system="Linux", processor="x86_64"):
+        monkeypatch.setattr(machine, "is_intel", lambda: intel)
+        monkeypatch.setattr(preload.platform, "system", lambda: system)
+        monkeypatch.setattr(preload.platform, "machine", lambda: processor)
+
+    return make
+
+
+def test_mkl_is_told_only_where_the_processor_is_not_intels(another_processor, monkeypatch):
+    for intel, processor in ((True, "x86_64"), (False, "aarch64")):
+        another_processor(intel, processor=processor)
+        assert (preload.why_not(), preload.environment()) == (None, {})
+    another_processor(False, system="Windows")
+    assert "LD_PRELOAD is Linux's" in preload.why_not()
+    another_processor(False)
+    monkeypatch.setattr(preload.shutil, "which", lambda name: None)
+    assert "no C compiler (cc, gcc, clang)" in preload.why_not()
+    assert "no C compiler" in sides.missing(dataclasses.replace(sides.SIDES["torch-best"], needs=()))
+
+
+@needs_compiler
+def test_what_is_loaded_first_says_yes_in_that_worker_alone(other, another_processor):
+    another_processor(False)
+    source = """
+        def describe(self):
+            import ctypes
+            answer = getattr(ctypes.CDLL(None), "mkl_serv_intel_cpu_true", lambda: 0)()
+            return {"answer": answer, "pages": os.environ.get("THP_MEM_ALLOC_ENABLE")}
+    """
+    told = dataclasses.replace(other("told", source), intel=True, environment={"THP_MEM_ALLOC_ENABLE": "1"})
+    with Worker(told) as one, Worker(other("untold", source)) as two:
+        assert one.ask("describe") == {"answer": 1, "pages": "1"}
+        assert two.ask("describe") == {"answer": 0, "pages": None}
+    assert not {"LD_PRELOAD", "THP_MEM_ALLOC_ENABLE"} & set(os.environ)
+
+
+def test_a_compiler_that_fails_makes_the_side_absent_with_its_last_word(other, another_processor, monkeypatch):
+    another_processor(False)
+    monkeypatch.setattr(preload, "_compiler", lambda: "false")
+    preload._library.cache_clear()
+    with pytest.raises(WorkerError, match=r"told: preload: got exit code 1 from false .no message., expected a shared object"):
+        Worker(dataclasses.replace(other("told"), intel=True))
+
+
+@needs_torch
+@needs_compiler
+def test_the_rivals_train_the_same_model():
+    case = dataclasses.replace(TOY, batch=64, vocab=8192)
+    names = "numpy", "torch-intel", "torch-best", "torch-ddp", "torch-best-ddp"
+    records = list(run.train([case], sides.find_sides(names), QUICK))
+    assert [r.get("why") or r["why_not"] for r in records if r["kind"] in ("absent", "ratio")] == [None] * 4
+    engines = {r["side"]: r["engine"] for r in of(records, "train")}
+    assert "cross_entropy" in engines["torch-best"]["head"]
+    assert "2 processes" in engines["torch-ddp"]["about"]
+
+
+
+@needs_torch
+def test_two_processes_need_a_batch_that_can_be_shared():
+    odd = dataclasses.replace(TOY, batch=3).to_dict()
+    with Worker(sides.SIDES["torch-ddp"], 1) as worker, pytest.raises(WorkerError, match="got 3 sequences, expected a mult"):
+        worker.ask("build", case=odd, seed=0)
+
+
+@needs_torch
+def test_every_way_to_the_loss_is_the_models_and_a_wrong_one_is_not_chosen(monkeypatch):
+    import torch
+
+    from benchmarks.sides import torch_head
+    from reference.model import Transformer
+
+    config = dataclasses.replace(TOY, batch=64, vocab=8192).config
+    ids = torch.randint(0, 8192, (64, TOY.context + 1))
+    plain = Transformer(config, dtype=torch.float64)
+    for name in torch_head.names(256, 8192):
+        model = torch_head.headed(torch_head.find(name))(config, dtype=torch.float64)
+        model.load_state_dict(plain.state_dict())
+        torch.testing.assert_close(model.loss(ids[:, :-1], ids[:, 1:]), plain.loss(ids[:, :-1], ids[:, 1:]))
+    fast_and_wrong = {torch_head.PLAIN: torch_head.find(torch_head.PLAIN), "wrong": lambda x, w, t: (x[0] * w[0]).sum()}
+    monkeypatch.setattr(torch_head, "names", lambda rows, vocab: list(fast_and_wrong))
+    monkeypatch.setattr(torch_head, "find", fast_and_wrong.__getitem__)
+    assert torch_head.fastest(64, 100, 8, False, 1) == torch_head.PLAIN
+
+
+def test_the_words_for_kernels_say_who_chose_them(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels, "threadpool_info", lambda: [{"internal_api": "openblas", "architecture": "SkylakeX"}])
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert kernels.openblas() == {"kernels": "OpenBLAS's kernels for SkylakeX: AVX-512, by its own choice",
+                                  "instructions": "AVX-512", "told": False}
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "SkylakeX")
+    assert kernels.openblas()["kernels"].endswith("AVX-512, by OPENBLAS_CORETYPE=SkylakeX")
+    assert kernels.openblas()["told"]
+    monkeypatch.setattr(kernels, "threadpool_info", list)
+    assert kernels.openblas()["kernels"] == "not OpenBLAS: instructions not known, by its own choice"
+    assert kernels.mkl(tmp_path / "no.so", intel=False)["instructions"] is None
+    answer = types.SimpleNamespace(mkl_serv_cpu_detect=lambda: 7)
+    monkeypatch.setattr(kernels.ctypes, "CDLL", lambda name: answer)
+    monkeypatch.setattr(machine, "is_intel", lambda: False)
+    assert kernels.mkl(tmp_path, intel=True)["kernels"] == "MKL: AVX-512, by the word that the processor is Intel's"
+
+
 def test_peers_have_the_parameters_of_the_model():
     from benchmarks.sides.peer import parameter_shapes
     from tinygrad_llm import Transformer
@@ -369,6 +479,98 @@ def test_the_peak_counts_the_children(other):
         assert worker.peak_mb() > alone + 60  # pages of the interpreter, which both have, count once
 
 
+# What may be said -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("library", "rival", "ours", "theirs", "expected"), [
+    ("torch cpu", False, ("AVX-512", False), ("AVX2", False), ["installed"]),
+    ("torch cpu", False, ("AVX-512", False), ("AVX-512", False), ["installed", "same"]),
+    ("torch cpu", False, ("AVX2", True), ("AVX2", False), ["same"]),
+    ("torch cpu, MKL as on Intel's", False, ("AVX-512", False), ("AVX-512", True), ["same"]),
+    ("torch cpu, MKL as on Intel's", True, ("AVX-512", False), ("AVX-512", True), ["everything"]),
+    ("torch cpu", False, (None, False), (None, False), ["installed"]),
+    ("torch cuda", False, ("AVX-512", False), (None, False), []),
+    ("numpy", False, ("AVX-512", False), ("AVX-512", False), []),
+])
+def test_a_ratio_is_called_by_what_both_sides_were_told(library, rival, ours, theirs, expected):
+    engines = [{"instructions": instructions, "told": told} for instructions, told in (ours, theirs)]
+    assert verdicts.kinds(library, rival, *engines) == expected
+
+
+def test_of_the_three_ratios_the_smallest_stands_first_and_what_is_missing_is_named():
+    installed, slower = ratio(2.0, kinds=["installed"]), ratio(2.5, kinds=["installed"])
+    disturbed, refused = ratio(1.0, kinds=["installed"], others_cores=0.5), ratio(0.5, kinds=["same"], agree=False)
+    best = ratio(1.2, kinds=["everything"], against="torch-best")
+    found = verdicts.three([slower, disturbed, installed, best, refused])
+    assert list(found.items()) == [("everything", best), ("installed", installed)]
+    assert verdicts.lacking(found) == ["the same instruction set"]
+    assert cells.in_order(found) == "1.2 torch with everything (torch-best), 2 each library as installed (torch-sdpa)"
+
+
+def test_a_measurement_is_provisional_where_it_was_disturbed():
+    calm = timed("train", "numpy", 1.0, seconds=[1.0, 1.0, 1.1])
+    assert verdicts.doubts(calm) == verdicts.doubts({**calm, "others_cores": None}) == []
+    assert verdicts.doubts({**calm, "others_cores": 0.7}) == ["other work kept 0.7 cores busy"]
+    assert verdicts.doubts({**calm, "seconds": [1.0]}) == ["1 round"]
+    assert verdicts.doubts({**calm, "low": 1.0, "high": 4.0}) == ["the highest round is 4.0 times the lowest"]
+    refused = ratio(2.0, agree=False) | dict.fromkeys(("median", "low", "high", "best", "rounds"))
+    assert verdicts.doubts(refused) == []
+
+
+def test_a_run_ends_with_its_ratios_in_words_and_the_next_command(other, tmp_path, capsys):
+    twin = other("twin")
+    out = str(tmp_path / "run.jsonl")
+    assert main(["run", "--grid", "toy", "--sides", f"numpy,{twin.name}", "--steps", "1", "--rounds", "1", "--out", out]) == 0
+    said = capsys.readouterr()
+    assert f"next: python -m benchmarks report {out} --out {tmp_path / 'run.md'}" in said.out
+    assert re.search(r"toy twin / numpy: .* provisional: .*1 round\n", said.err)
+    assert "toy: time / time of numpy, the smallest first: –. Not measured: each library as installed, the same" in said.err
+
+
+def test_a_run_in_which_nothing_was_measured_is_no_success(other, tmp_path, capsys):
+    other("broken", "def __init__(self, threads=None): raise RuntimeError('no such device')")
+    out = tmp_path / "run.jsonl"
+    assert main(["run", "--grid", "toy", "--sides", "broken", "--out", str(out)]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    why = "broken: RuntimeError: no such device"
+    assert last == f"error: sides: got none that could be measured ({why}), expected one at least"
+    assert not out.exists()
+
+
+def test_memory_is_compared_with_the_rival_too(tmp_path):
+    sides_ = [timed("train", side, 0.02, peak_mb=mb) for side, mb in (("numpy", 500.0), ("torch-best", 400.0))]
+    best = ratio(2.0, against="torch-best", kinds=["everything"])
+    glance = rendered(tmp_path, [head("run"), *sides_, best, {"kind": "end"}]).partition("## Training")[0]
+    assert "| case | torch-best / numpy | memory: numpy / torch-best |" in glance
+    assert "| toy | 2 | 1.25 |" in glance
+
+
+def two_runs(before, after, **more):
+    return [[head("run"), timed("train", "numpy", 1.0), before], [head("run", **more), timed("train", "numpy", 1.0), after]]
+
+
+def test_two_runs_are_compared_by_the_ratio_of_ratios():
+    same = compare(*two_runs(ratio(2.0), ratio(2.1)), "a", "b")
+    assert "commit abc in A, abc in B. All else is the same." in same
+    assert "| toy | torch-sdpa / numpy | 2 (1.8–2.5) | 2.1 (1.89–2.62) | 1.05 | 0.756–1.46 | no more than the" in same
+    assert "larger: ours gained |" in compare(*two_runs(ratio(2.0), ratio(4.0)), "a", "b")
+    assert "smaller: ours lost (provisional) |" in compare(*two_runs(ratio(4.0), ratio(2.0, others_cores=1.0)), "a", "b")
+    other_machine = compare(*two_runs(ratio(2.0), ratio(2.0), cpu="Another CPU"), "a", "b")
+    assert "- cpu: A CPU in A, Another CPU in B" in other_machine
+    more = two_runs(ratio(2.0), ratio(2.0))
+    more[1].append(ratio(1.0, against="torch-best"))
+    assert "1 further ratios are in one of the two alone" in compare(*more, "a", "b")
+    with pytest.raises(ValueError, match=r"b: got no ratio that a has too, expected some in common"):
+        compare(*two_runs(ratio(2.0), ratio(2.0, against="torch-best")), "a", "b")
+
+
+def test_two_files_are_compared_on_the_command_line(tmp_path, capsys):
+    for name, records in zip("ab", two_runs(ratio(2.0), ratio(2.0))):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert main(["compare", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]) == 0
+    assert capsys.readouterr().out.startswith("# A = a.jsonl, B = b.jsonl\n")
+
+
 # The report -----------------------------------------------------------------------------------------------------------
 
 
@@ -381,13 +583,14 @@ def head(name, **more):
 def timed(kind, side, median, **more):
     engine = {"about": side, "threads": 2}
     return {"kind": kind, "side": side, "library": side, "engine": engine, "case": TOY.to_dict(), "tokens": 8, "steps": 1,
-            "flops": 10**9, "median": median, "low": median / 2, "high": median * 2, "others_cores": 0.02,
+            "flops": 10**9, "median": median, "low": median * 0.9, "high": median * 1.25, "others_cores": 0.02,
             "peak_mb": 1234.0, "load_before": 0.25, "load_after": 1.5, **more}
 
 
 def ratio(median, case=TOY, **more):
     return {"kind": "ratio", "what": "train", "ours": "numpy", "against": "torch-sdpa", "agree": True, "why_not": None,
-            "case": case.to_dict(), "median": median, "low": 1.0, "high": 3.0, "best": 2.5, **more}
+            "case": case.to_dict(), "median": median, "low": median * 0.9, "high": median * 1.25, "best": 2.5,
+            "others_cores": 0.02, **more}
 
 
 def rendered(folder, *runs):
@@ -402,10 +605,10 @@ def test_a_report_says_what_was_measured_where_and_how_busy_it_was(tmp_path):
     assert "A CPU, 2 cores" in text
     assert "2026-01-02 03:04 UTC, commit abc" in text
     assert "Load average (ours included): 0.25 at the start, 1.0 at the end, at most 1.5." in text
-    assert "| toy | numpy | 20 (10–40) | 400 | 50 | 50.0% | 1,234 | 0.02 |" in text
-    assert "| toy | 2 (1–3); 2.5 |" in text
-    assert "Provisional" not in text
-    busy = [{**r, "others_cores": 0.7} if r["kind"] == "train" else r for r in records]
+    assert "| toy | numpy | 20 (18–25) | 400 | 50 | 50.0% | 1,234 | 0.02 |" in text
+    assert "| toy | 2 (1.8–2.5); 2.5 |" in text
+    assert "**Provisional**" not in text
+    busy = [{**r, "others_cores": 0.7} if "others_cores" in r else r for r in records]
     assert "**Provisional**: other processes kept 0.7 to 0.7 of the 2 cores busy" in rendered(tmp_path, busy)
 
 
@@ -423,6 +626,32 @@ def test_a_report_begins_with_the_medians_of_all_training_runs_by_what_was_set_f
     assert "OPENBLAS_CORETYPE=Haswell:" in glance
     assert "| toy | 1.5 | 0.1 |" in glance
     assert not {"7", "9"} & set(glance)  # another kind of run; results that differ
+
+
+def test_a_report_has_the_three_ratios_at_a_glance_and_in_each_section(tmp_path):
+    ratios = [ratio(2.0, kinds=["installed"]), ratio(1.5, kinds=["same"], against="torch-intel", others_cores=0.4)]
+    engine = {"about": "x", "threads": 2, "kernels": "OpenBLAS's kernels for Haswell: AVX2, by OPENBLAS_CORETYPE=Haswell"}
+    text = rendered(tmp_path, [head("run"), timed("train", "numpy", 0.02, engine=engine), *ratios, {"kind": "end"}],
+                    [head("crossover"), *ratios, {"kind": "end"}])
+    row = "1.5 the same instruction set (torch-intel) provisional, 2 each library as installed (torch-sdpa)"
+    glance, _, sections = text.partition("## Training")
+    assert f"| toy | numpy | {row} | torch with everything |" in glance
+    assert f"| toy | numpy | {row} | torch with everything |" in sections
+    assert "| numpy | 1.5 the same instruction set (1), 2 each library as installed (1) | torch with everything |" in sections
+    assert "| OpenBLAS's kernels for Haswell: AVX2, by OPENBLAS_CORETYPE=Haswell | – | – |" in sections
+    assert "**Provisional** are 1 of 2 ratios; toy torch-intel / numpy: other work kept 0.4 cores busy." in sections
+
+
+def test_bars_of_ratios_start_at_1_and_of_memory_at_0_and_what_is_provisional_is_hatched():
+    plots = pytest.importorskip("benchmarks.plots")
+    records = [head("run"), timed("train", "numpy", 0.02), ratio(2.0), ratio(0.5, against="x", others_cores=0.4)]
+    (_, _, ratios), (_, _, memory) = plots._training(records)
+    lower, upper = sorted(ratios.axes[0].patches, key=lambda bar: bar.get_height())
+    assert (lower.get_y(), lower.get_height(), lower.get_hatch()) == (1.0, -0.5, "////")
+    assert (upper.get_y(), upper.get_height(), upper.get_hatch()) == (1.0, 1.0, None)
+    assert [bar.get_y() for axes in memory.axes for bar in axes.patches] == [0.0]
+    assert "times" in ratios.axes[0].get_ylabel()
+    assert "MB" in memory.axes[0].get_ylabel()
 
 
 def test_a_report_says_what_was_not_measured(tmp_path):
@@ -482,7 +711,7 @@ def test_gelu_is_a_row_and_a_bar_of_its_own(tmp_path):
     records = [r for case in (TOY, gelu) for r in (timed("train", "numpy", 0.02, case=case.to_dict()), ratio(2.0, case))]
     text = rendered(tmp_path, [head("run"), *records, {"kind": "end"}])
     assert "| toy gelu | numpy | 20 " in text
-    assert "| toy gelu | 2 (1–3); 2.5 |" in text
+    assert "| toy gelu | 2 (1.8–2.5); 2.5 |" in text
 
 
 def test_a_section_has_the_title_that_was_asked_for(tmp_path):
@@ -495,8 +724,8 @@ def test_ops_and_decoding_have_their_tables(tmp_path):
     ops = [head("ops"), timed("op", "numpy", 1e-3, **op), ratio(2.0, **{**op, "what": "op", "direction": FORWARD})]
     decode = [head("decode"), timed("decode", "numpy", 0.5), ratio(2.0)]
     text = rendered(tmp_path, ops, decode)
-    assert "| relu | forward | 1, 2 GB/s | 2 (1–3); 2.5 |" in text
-    assert "| toy | numpy | 8 | 16 | 62.5 (31.2–125) | 1,234 |" in text
+    assert "| relu | forward | 1, 2 GB/s | 2 (1.8–2.5); 2.5 |" in text
+    assert "| toy | numpy | 8 | 16 | 62.5 (56.2–78.1) | 1,234 |" in text
 
 
 # Guards ---------------------------------------------------------------------------------------------------------------
@@ -549,6 +778,8 @@ def test_a_guard_takes_the_fastest_of_both():
     ([], "COMMAND"),
     (["report", __file__, "--out", "x"], "test_benchmarks.py: line 1: got "),
     (["report", "missing.jsonl", "--out", "x"], "No such file"),
+    (["compare", "missing.jsonl", "other.jsonl"], "No such file"),
+    (["compare", "one.jsonl"], "B.jsonl"),
 ])
 def test_a_mistake_is_one_line_and_exit_code_2(arguments, expected, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 import tinygrad_llm
+from benchmarks import kernels
 from benchmarks.cases import Case
 from benchmarks.machine import os_threads
 from benchmarks.sides import engine
@@ -31,9 +32,10 @@ class Engine(engine.Engine):
     def describe(self) -> dict[str, Any]:
         """BLAS, whose kernels it uses, and how many threads there are: the main one and those that BLAS has started."""
         blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-        kernels = " ".join(one["architecture"] for one in threadpool_info() if "architecture" in one)
-        about = f"numpy {np.__version__}, {blas['name']} {blas['version']} {kernels}".rstrip()
-        return {"about": about, "threads": os_threads() or self.threads, "python": platform.python_version()}
+        core = " ".join(one["architecture"] for one in threadpool_info() if "architecture" in one)
+        about = f"numpy {np.__version__}, {blas['name']} {blas['version']} {core}".rstrip()
+        return {"about": about, "threads": os_threads() or self.threads, "python": platform.python_version(),
+                **kernels.openblas()}
 
     def make(self, case: Case, draw: Callable[[Any], dict[str, np.ndarray]], dtype: str) -> None:
         self.model = tinygrad_llm.Transformer(case.config, dtype=np.dtype(dtype))

@@ -13,9 +13,14 @@ from tinygrad_llm.training import Trainer
 
 
 class Engine(numpy_eager.Engine):
-    """Trainer with capture, and as many workers as it finds worthwhile. Decoding and single ops are those of `numpy`."""
+    """Trainer with capture, and as many workers as it finds worthwhile, or as are asked for. Decoding and single ops are those
+    of `numpy`."""
 
     trainer: Trainer | None = None
+
+    def __init__(self, threads: int | None = None, workers: int | str = "auto") -> None:
+        super().__init__(threads)
+        self.asked = workers
 
     def describe(self) -> dict[str, Any]:
         """How many processes shared the rows."""
@@ -27,7 +32,7 @@ class Engine(numpy_eager.Engine):
         if self.trainer is not None:
             self.trainer.close()
         super().make(case, draw, dtype)
-        self.trainer = Trainer(self.model, self.optimizer, workers="auto", capture="fast")
+        self.trainer = Trainer(self.model, self.optimizer, workers=self.asked, capture="fast")
 
     def steps(self, batches: Sequence[engine.Batch]) -> list[float]:
         assert self.trainer is not None

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from benchmarks import kernels
 from benchmarks.machine import cores
 from benchmarks.sides import engine
 from tinygrad_llm.config import TransformerConfig
@@ -69,26 +70,29 @@ class Peer(engine.Engine):
         return cores()
 
     def continued(self, prompt: Sequence[int], count: int) -> list[int]:
-        _refuse()
+        refuse()
 
     def functional(self) -> Any:
-        _refuse()
+        refuse()
 
     def tensor(self, array: np.ndarray, requires_grad: bool = False) -> Any:
-        _refuse()
+        refuse()
 
     def array(self, tensor: Any) -> np.ndarray:
-        _refuse()
+        refuse()
 
     def adamw(self, parameters: list[Any]) -> Callable[[], Any]:
-        _refuse()
+        refuse()
 
     def no_grad(self) -> contextlib.AbstractContextManager[Any]:
-        _refuse()
+        refuse()
 
 
 class NumPyPeer(Peer):
     """One whose products are NumPy's."""
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | kernels.openblas()
 
     def default_threads(self) -> int:
         """Those of the environment that the worker was started in, or one a core."""
@@ -100,5 +104,6 @@ class NumPyPeer(Peer):
         return lambda: np.matmul(a, a, out=out)
 
 
-def _refuse() -> NoReturn:
+def refuse() -> NoReturn:
+    """What a side that only trains answers to the rest."""
     raise NotImplementedError("this side trains, and does nothing else")

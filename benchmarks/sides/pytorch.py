@@ -6,18 +6,22 @@ import contextlib
 import math
 import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks import kernels
 from benchmarks.cases import Case
-from benchmarks.sides import engine
+from benchmarks.sides import engine, torch_head
 from reference.bridge import load_numpy_state
 from reference.decoding import greedy
 from reference.model import LayerCache, Transformer
 from tinygrad_llm.config import TransformerConfig
+
+LIBRARY = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
 
 
 class NaiveAttention(nn.Module):
@@ -46,11 +50,14 @@ class NaiveAttention(nn.Module):
 
 
 class Engine(engine.Engine):
-    """naive: NaiveAttention; fused: the fused AdamW; compiled: the loss under torch.compile."""
+    """naive: NaiveAttention; fused: the fused AdamW; compiled: the loss under torch.compile; choose_head: of the ways to the
+    loss of a large vocabulary, the one that is the fastest here; intel: MKL was told that the processor is Intel's."""
+
+    head = ""
 
     def __init__(
         self, threads: int | None = None, device: str = "cpu", naive: bool = False, fused: bool = False,
-        compiled: bool = False,
+        compiled: bool = False, choose_head: bool = False, intel: bool = False,
     ) -> None:
         backends = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not backends[device]:
@@ -58,23 +65,28 @@ class Engine(engine.Engine):
         if threads is not None:
             torch.set_num_threads(threads)
         self.device, self.naive, self.fused, self.compiled = torch.device(device), naive, fused, compiled
+        self.choose_head, self.intel = choose_head, intel
 
     def describe(self) -> dict[str, Any]:
         """Versions, threads, and how much memory of the GPU was taken at most."""
         about = {"about": f"torch {torch.__version__}, {_blas()}", "threads": torch.get_num_threads(),
                  "python": platform.python_version()}
+        if self.device.type == "cpu":
+            about |= {**kernels.mkl(LIBRARY, self.intel), "vectors": torch.backends.cpu.get_cpu_capability()}
+        if self.head:
+            about |= {"head": self.head}
         if self.device.type == "cuda":
             about |= {"device": torch.cuda.get_device_name(), "device_peak_mb": torch.cuda.max_memory_allocated() / 1e6}
         return about
 
     def make(self, case: Case, draw: Callable[[Any], dict[str, np.ndarray]], dtype: str) -> None:
         number = getattr(torch, dtype)
-        model = Transformer(case.config, dtype=number)
+        model = self._model(case)(case.config, dtype=number)
         for block in model.blocks if self.naive else ():
             block.attn = NaiveAttention(case.config, dtype=number)
         load_numpy_state(model, draw({name: tuple(p.shape) for name, p in model.named_parameters()}))
         self.model = model.to(self.device)
-        self.loss = torch.compile(self.model.loss) if self.compiled else self.model.loss
+        self.loss = self._wrapped(self.model.loss)
         self.optimizer = self._adamw(list(self.model.parameters()))
 
     def steps(self, batches: Sequence[engine.Batch]) -> list[float]:
@@ -113,6 +125,16 @@ class Engine(engine.Engine):
     def wait(self) -> None:
         if self.device.type != "cpu":
             getattr(torch, self.device.type).synchronize()
+
+    def _model(self, case: Case) -> type[Transformer]:
+        if not self.choose_head or case.vocab < torch_head.LARGE:
+            self.head = ""
+            return Transformer
+        self.head = torch_head.choose(case.tokens, case.vocab, case.d_model, self.compiled)
+        return torch_head.headed(torch_head.find(self.head))
+
+    def _wrapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function) if self.compiled else function
 
     def _adamw(self, parameters: list[Any]) -> torch.optim.AdamW:
         return torch.optim.AdamW(parameters, lr=engine.LR, fused=self.fused or None)
