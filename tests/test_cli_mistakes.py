@@ -115,7 +115,7 @@ def rows():
         "out holds other files": Row(f"{TRAIN} --out notes", r"out: got 'notes', which is not empty"),
         "out is locked": Row(f"{TRAIN} --out locked", r"locked: got a folder that this process writes in alread", lock),
         "out is below a file": Row(f"{TRAIN} --out text/sub", r"text/sub: Not a directory"),
-        "out is a file": Row(f"{TRAIN} --out text", r"text: (File exists|Not a directory)"),
+        "out is a file": Row(f"{TRAIN} --out text", r"out: got 'text', a file, expected a folder, or a name"),
         "out cannot be made": Row(f"{TRAIN} --out /proc/nowhere/out", r"/proc/nowhere.*: No such file or directory"),
         "no run to resume": Row("train --resume --out nowhere", r"out: got 'nowhere', where nothing is, expected the "),
         "resume of other files": Row("train --resume --out notes", r"out: got 'notes' with todo but no step to go on from"),

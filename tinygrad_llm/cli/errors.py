@@ -6,9 +6,11 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 PROGRAM = "tinygrad-llm"
+STDOUT = "standard output"
 CHECKED = (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError)
 
 
@@ -40,8 +42,62 @@ def message(error: BaseException) -> str:
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
-    print(f"{PROGRAM}: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+    """One line on stderr, if it takes it: a terminal that is gone is no reason to stop."""
+    with suppress(OSError):
+        print(f"{PROGRAM}: {' '.join(text.splitlines())}", file=sys.stderr, flush=True)
+
+
+class _Output:
+    """A stream whose errors say which one it is, as those of files do."""
+
+    def __init__(self, stream: Any, name: str) -> None:
+        self._stream, self._name = stream, name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._named():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        with self._named():
+            self._stream.flush()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, f"cannot be written: {error.strerror}", self._name) from None
+
+
+@contextmanager
+def named_output() -> Iterator[None]:
+    """An error of standard output names it."""
+    before, sys.stdout = sys.stdout, _Output(sys.stdout, STDOUT)
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        if error.filename == STDOUT:
+            _forsake(1)
+        raise
+    finally:
+        sys.stdout = before
+
+
+def end_of_stderr() -> None:
+    """What standard error does not take is lost, and the exit code stays what it is."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _forsake(2)
+
+
+def _forsake(descriptor: int) -> None:
+    """Python writes what is left when it ends, and an error of that would be its exit code: 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def text_of(name: str, value: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -174,6 +175,9 @@ def saved(settings: Settings) -> dict[str, Any]:
 
 def _refuse_used(folder: Path) -> None:
     """Hidden files do not count: a lock may be left by a run that was refused."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        what = "a file" if folder.exists() else "a link to nothing"
+        raise UserError(f"out: got {str(folder)!r}, {what}, expected a folder, or a name that is free")
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(
             f"out: got {str(folder)!r}, which is not empty, expected a new folder, or --resume to go on there"

@@ -50,9 +50,9 @@ class Corpus:
 def load_corpus(name_or_path: str | os.PathLike[str]) -> Corpus:
     """The corpus of that name ("shakespeare", "stdlib", "auto"), or the text of a file or folder.
 
-    A folder is read recursively in sorted order; hidden files and folders are left out, and files that are not UTF-8
-    text, or cannot be read, are skipped with one warning that names them. Line ends become "\\n", a byte-order mark
-    goes. To read a folder that is called like a corpus, write "./stdlib".
+    A folder is read recursively in sorted order; hidden files and folders are left out. Files that are not UTF-8 text,
+    pipes and devices, folders that are links, and what cannot be read are skipped with one warning that names them.
+    Line ends become "\\n", a byte-order mark goes. To read a folder that is called like a corpus, write "./stdlib".
     Raises OSError when there is no such corpus, file or folder, ValueError when it holds no text, or a file no UTF-8.
     """
     path = check_path("corpus", name_or_path)
@@ -62,6 +62,8 @@ def load_corpus(name_or_path: str | os.PathLike[str]) -> Corpus:
         return Corpus(str(path), tuple(_folder_documents(path)))
     if path.is_file():
         return Corpus(str(path), ((path.name, _read_file(path)),))
+    if path.exists():
+        raise OSError(f"corpus: got {str(path)!r}, a pipe or device, expected a folder, or a file: write the text to one first")
     raise FileNotFoundError(
         f"corpus: got {str(path)!r}, expected {', '.join(_NAMED)}, or the path of a text file or folder that exists"
     )
@@ -137,8 +139,8 @@ _NAMED = {"shakespeare": _shakespeare, "stdlib": _stdlib, "auto": _auto}
 
 
 def _folder_documents(folder: Path) -> Iterator[tuple[str, str]]:
-    skipped = []
-    for path in _files_in(folder):
+    files, skipped = _files_in(folder)
+    for path in files:
         name = path.relative_to(folder).as_posix()
         try:
             yield name, _read_file(path)
@@ -146,20 +148,29 @@ def _folder_documents(folder: Path) -> Iterator[tuple[str, str]]:
             skipped.append(name)
     if skipped:
         more = f" and {len(skipped) - _NAMED_IN_WARNING} more" if len(skipped) > _NAMED_IN_WARNING else ""
-        names = ", ".join(skipped[:_NAMED_IN_WARNING])
-        what = f"corpus: skipped {len(skipped)} of the files, which are not readable UTF-8 text: {names}{more}"
+        names = ", ".join(sorted(skipped)[:_NAMED_IN_WARNING])
+        what = f"corpus: skipped {len(skipped)} of the files and folders, which are not readable UTF-8 text: {names}{more}"
         warnings.warn(what, stacklevel=3)
 
 
-def _files_in(folder: Path) -> list[Path]:
-    files = []
-    for where, subfolders, names in os.walk(folder):
+def _files_in(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files in order; and the names, with a / at the end, of the folders that were not looked into."""
+    files, skipped = [], []
+
+    def skip(path: str | os.PathLike[str]) -> None:
+        skipped.append(Path(path).relative_to(folder).as_posix() + "/")
+
+    for where, subfolders, names in os.walk(folder, onerror=lambda error: skip(error.filename)):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in filter(lambda name: os.path.islink(os.path.join(where, name)), subfolders):
+            skip(os.path.join(where, name))
         files += [Path(where, name) for name in names if not name.startswith(".")]
-    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix()), skipped
 
 
 def _read_file(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a pipe may never begin, a device never end
+        raise OSError(f"text: got {str(path)!r}, a pipe or device, expected a text file")
     return "".join(_read_pieces(path, -1))
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from tinygrad_llm.checkpoint import CheckpointFolder
+from tinygrad_llm.checkpoint import CheckpointError, CheckpointFolder, FolderMovedError
 from tinygrad_llm.data import Tokenizer
 from tinygrad_llm.training.evaluation import Batch, Evaluation, Stopped, evaluate
 from tinygrad_llm.training.metrics import MetricsFile, plot_losses
 from tinygrad_llm.training.resuming import check_same_run, describe_model, identity, restore, training_state
 from tinygrad_llm.training.signals import Interrupted, StopSignals
 from tinygrad_llm.training.workers import ChildTraceback, WorkerError
+
+CLOCK_TICK = 1e-9  # seconds, for a clock that stood still or was set back
 
 if TYPE_CHECKING:
     from tinygrad_llm.training.trainer import Trainer
@@ -91,6 +93,7 @@ class Fitting:
         self.evaluated, self.saved = 0, -1  # steps
         self.folder = None if options.folder is None else CheckpointFolder(options.folder, options.keep)
         self.metrics: MetricsFile | None = None
+        self.moved: FolderMovedError | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Fitting:
@@ -125,9 +128,11 @@ class Fitting:
             while True:
                 self._evaluate_if_due(stop)
                 self._save_if_due(stop)
-                if stop or self.trainer.steps_done >= self.options.steps:
+                if stop or self.moved or self.trainer.steps_done >= self.options.steps:
                     break
                 self._step(bar)
+        if self.moved and self.folder is not None:
+            raise CheckpointError(f"{self.moved}; step {self.saved} is saved in {self.folder.folder}, resume goes on there")
         self._plot()
         if stop:
             raise Interrupted(self._farewell(stop.signum), stop.signum, self._result())
@@ -142,7 +147,7 @@ class Fitting:
         except Exception as error:
             self._save_what_is_whole(error, position)
             raise
-        seconds, tokens = time.perf_counter() - began, int(np.size(targets))
+        seconds, tokens = max(time.perf_counter() - began, CLOCK_TICK), int(np.size(targets))
         self.losses.append(loss)
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
         self._write({"step": self.trainer.steps_done, "loss": loss, "lr": self.trainer.lr,
@@ -197,8 +202,20 @@ class Fitting:
         step = self.trainer.steps_done
         if self.folder is None or self.saved == step:
             return
-        if stop or self.saved < 0 or self._is_due(step, self.options.checkpoint_every):
+        self._watch(self.folder)
+        if stop or self.moved or self.saved < 0 or self._is_due(step, self.options.checkpoint_every):
             self._save(step, self.folder)
+
+    def _watch(self, folder: CheckpointFolder) -> None:
+        """A folder that is moved or removed ends the run, saved: before a line or a file goes into another one in its place."""
+        try:
+            folder.check()
+        except FolderMovedError as moved:
+            before = folder.folder
+            folder.follow(moved)
+            self.moved = moved
+            if self.metrics is not None and self.metrics.path.parent == before:
+                self.metrics.path = folder.folder / self.metrics.path.name
 
     def _save(self, step: int, folder: CheckpointFolder) -> None:
         self._keep_metrics(lambda metrics: metrics.sync())
@@ -279,13 +296,16 @@ class Fitting:
 
     def _say(self, line: str) -> None:
         if self.options.progress:
-            tqdm.write(line, file=sys.stderr)
+            with suppress(OSError):  # a terminal that is gone, a pipe that nobody reads, a full disk: not worth a run
+                tqdm.write(line, file=sys.stderr)
 
     def _write(self, record: dict[str, Any]) -> None:
         self._keep_metrics(lambda metrics: metrics.write(record))
 
     def _keep_metrics(self, do: Callable[[MetricsFile], None]) -> None:
         """A line of metrics is not worth a run: where it cannot be written, a warning says so, and no more is tried."""
+        if self.folder is not None:
+            self._watch(self.folder)
         if self.metrics is not None:
             try:
                 do(self.metrics)
