@@ -77,7 +77,7 @@ def rows():
         "empty corpus": Row(f"{TRAIN} --corpus empty", r"corpus: got 'empty', which holds no text, expected at least "),
         "binary corpus": Row(f"{TRAIN} --corpus binary", r"text: got 'binary', which is not UTF-8 .* expected text"),
         "folder of nothing": Row(f"{TRAIN} --corpus hollow", r"corpus: got 'hollow', which holds no text"),
-        "corpus shorter than the context": Row(f"{TRAIN} --corpus short", r"corpus: got 'short', of which 8 tokens are to train"),
+        "corpus shorter than the context": Row(f"{TRAIN} --corpus short", r"corpus: got 'short', of which 8 tokens are to tr"),
         "context longer than the text": Row(f"{TRAIN} --context-length 5000", r"corpus: .*, expected more than --context-len"),
         "corpus with little held out": Row(f"{TRAIN} --test-fraction 0.001", r"corpus: .*, of which \d tokens are held"),
         "a pipe for a corpus": Row(f"{TRAIN} --corpus pipe", r"corpus: got 'pipe', a pipe or device, expected a", pipe),

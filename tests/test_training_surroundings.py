@@ -1,21 +1,30 @@
 """Trainer.fit while its folder, its terminal, its clock or its program go away."""
 
+import copy
+import errno
 import json
+import multiprocessing
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_training_fit import bits, fit, make
 
+from tinygrad_llm import Transformer, TransformerConfig
 from tinygrad_llm.checkpoint import CheckpointError, CheckpointFolder
+from tinygrad_llm.optim import AdamW, WarmupCosine
+from tinygrad_llm.training import Trainer, WorkerError, memory, plot_losses, read_metrics
 from tinygrad_llm.training import metrics as metrics_module
-from tinygrad_llm.training import plot_losses, read_metrics
+from tinygrad_llm.training import trainer as trainer_module
 
 ROOT = Path(__file__).parents[1]
 
@@ -185,3 +194,66 @@ def test_a_run_in_a_daemon_thread_saves_when_the_program_ends(tmp_path, workers,
         warnings.simplefilter("error")
         metrics_module.MetricsFile(tmp_path / "metrics.jsonl", step, 0).close()
     assert step == max(record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")) >= 5
+
+
+TRAINERS = [{}, {"capture": True}, {"workers": 2}, {"workers": 2, "capture": True}]
+
+
+def small(**options):
+    model = Transformer(TransformerConfig(11, 6, 8, 2, 1), seed=1, dtype=np.float64)
+    optimizer = AdamW(model.parameters(), lr=1e-2)
+    return Trainer(model, optimizer, schedule=WarmupCosine(optimizer, 2, 20), **options)
+
+
+def batch(seed):
+    return tuple(np.random.default_rng(seed).integers(0, 11, (2, 5, 6)))
+
+
+@pytest.mark.parametrize("options", TRAINERS)
+def test_copies_and_pickles_of_a_trainer_go_the_same_way_on_their_own(options):
+    with small(**options) as trainer:
+        trainer.step(*batch(0))
+        others = [copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer))]
+        expected = [(trainer.step(*batch(seed)), trainer.grad_norm, trainer.lr) for seed in (1, 2)]
+    for other in others:
+        with other:
+            assert [(other.step(*batch(seed)), other.grad_norm, other.lr) for seed in (1, 2)] == expected
+            assert other.steps_done == 3
+
+
+@pytest.mark.parametrize("options", TRAINERS)
+def test_one_thread_at_a_time_takes_a_step(options):
+    with small(**options) as trainer:
+        trainer.step(*batch(0))
+        inside, go_on = threading.Event(), threading.Event()
+        advance = trainer.schedule.step
+        trainer.schedule.step = lambda: (inside.set(), go_on.wait(10), advance())
+        thread = threading.Thread(target=trainer.step, args=batch(1))
+        thread.start()
+        assert inside.wait(10)
+        with pytest.raises(RuntimeError, match="step: got a call while another thread is in one, expected one at a time"):
+            trainer.step(*batch(2))
+        go_on.set()
+        thread.join()
+        trainer.schedule.step = advance
+        trainer.step(*batch(2))
+        assert trainer.steps_done == 3
+
+
+@pytest.mark.parametrize("refused", ["Pipe", "memory"])
+def test_what_the_system_refuses_to_workers_is_told_and_auto_goes_on_alone(monkeypatch, refused):
+    def refuse(*_, **__):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(trainer_module, "choose_workers", lambda *_: 2)
+    if refused == "Pipe":
+        monkeypatch.setattr(multiprocessing.context.BaseContext, "Pipe", refuse)
+    else:
+        monkeypatch.setattr(os, "memfd_create", refuse)
+        monkeypatch.setattr(memory, "RawArray", refuse)
+    told = r"workers: got too little from the system for 2 \(Too many open files\), expected pipes and memory that they share"
+    with small(workers=2) as trainer, pytest.raises(WorkerError, match=told):
+        trainer.step(*batch(0))
+    with small(workers="auto") as trainer, pytest.warns(RuntimeWarning, match=f"^training in one process: {told}"):
+        trainer.step(*batch(0))
+    assert trainer.workers == 1
