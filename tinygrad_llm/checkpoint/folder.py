@@ -147,7 +147,7 @@ class CheckpointFolder:
         return loaded
 
     def _write(self, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> Path:
-        for pattern in (".step-*.tmp", ".best.*.tmp"):  # of a writer that was killed; we hold the lock
+        for pattern in (".step-*.tmp", ".best.*.tmp", ".loss.png.*.tmp"):  # of a writer that was killed; we hold the lock
             for leftover in self.folder.glob(pattern):
                 self._remove(leftover)
         path = self.folder / name

@@ -69,7 +69,7 @@ class FolderLock:
             raise CheckpointError(f"{self.folder}: got a folder that process {self._owner} writes in, expected one writer, and "
                                   "not a fork of it")
         try:
-            found = os.stat(self.folder / ".lock")
+            found = os.stat(os.path.join(self.folder, ".lock"))
         except (FileNotFoundError, NotADirectoryError):
             self._check_place()
             self._take_again()

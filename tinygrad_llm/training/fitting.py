@@ -205,7 +205,6 @@ class Fitting:
         step = self.trainer.steps_done
         if self.folder is None or self.saved == step:
             return
-        self._watch(self.folder)
         if stop or self.moved or self.saved < 0 or self._is_due(step, self.options.checkpoint_every):
             self._save(step, self.folder)
 

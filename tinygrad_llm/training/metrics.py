@@ -36,6 +36,7 @@ class MetricsFile:
     def _open(self) -> None:
         _check_regular(self.path)
         self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+        self._status = os.fstat(self._file.fileno())
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one line; to a new file, with a warning, where this one was removed or renamed. Raises OSError, naming it."""
@@ -50,7 +51,7 @@ class MetricsFile:
     def _follow(self) -> None:
         """A line written to a file that has no name any more would be lost."""
         try:
-            same = os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+            same = os.path.samestat(os.stat(self.path), self._status)
         except FileNotFoundError:
             same = not self.path.parent.is_dir()  # with its folder: no place for another
         if not same:
