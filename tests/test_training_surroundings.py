@@ -169,8 +169,9 @@ def test_a_clock_that_stands_still_or_goes_back_costs_no_run(tmp_path, whole, mo
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("end", ["pass", "signal.raise_signal(signal.SIGINT)"])
-def test_a_run_in_a_daemon_thread_saves_when_the_program_ends(tmp_path, workers, end):
+@pytest.mark.parametrize(("daemon", "end"), [(True, "pass"), (True, "signal.raise_signal(signal.SIGINT)"),
+                                             (False, "signal.raise_signal(signal.SIGINT)")])  # fmt: skip
+def test_a_run_in_a_thread_saves_when_the_program_ends(tmp_path, workers, daemon, end):
     script = f"""
         import signal, threading, time
         from test_training_fit import *
@@ -179,7 +180,7 @@ def test_a_run_in_a_daemon_thread_saves_when_the_program_ends(tmp_path, workers,
             trainer.accumulate, trainer.workers = 1, {workers}
             fit({str(tmp_path)!r}, 10**6, (trainer, batches), checkpoint_every=10**6, eval_every=10**6)
         if __name__ == "__main__":
-            threading.Thread(target=work, daemon=True).start()
+            threading.Thread(target=work, daemon={daemon}).start()
             while not any(b'"step": 5,' in line for line in read_lines({str(tmp_path / 'metrics.jsonl')!r})):
                 time.sleep(0.01)
             {end}
@@ -194,6 +195,18 @@ def test_a_run_in_a_daemon_thread_saves_when_the_program_ends(tmp_path, workers,
         warnings.simplefilter("error")
         metrics_module.MetricsFile(tmp_path / "metrics.jsonl", step, 0).close()
     assert step == max(record["step"] for record in read_metrics(tmp_path / "metrics.jsonl")) >= 5
+
+
+def test_a_run_in_a_thread_outlives_a_main_thread_that_just_ends(tmp_path):
+    script = f"""
+        import threading
+        from test_training_fit import *
+        if __name__ == "__main__":
+            threading.Thread(target=fit, args=({str(tmp_path)!r}, 12)).start()
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60, env=environment)
+    assert CheckpointFolder(tmp_path).latest().metadata["step"] == 12
 
 
 TRAINERS = [{}, {"capture": True}, {"workers": 2}, {"workers": 2, "capture": True}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -30,8 +31,8 @@ class StopSignals:
     """Inside the `with` block, the first of STOPPING sets `signum`; a second one acts as it did before.
 
     A signal that the process was told to ignore stays ignored (nohup), SIGHUP, SIGUSR1 and SIGXCPU stay with a handler of the
-    program's own. Outside the main thread Python lets nobody catch a signal: there the end of the program sets SIGTERM, and
-    waits until the block is left.
+    program's own. Outside the main thread Python lets nobody catch a signal: there a KeyboardInterrupt that ends the main
+    thread sets SIGINT, and the end of the program, which daemon threads do not see, SIGTERM: it waits until the block is left.
     """
 
     def __init__(self) -> None:
@@ -40,6 +41,8 @@ class StopSignals:
         self._process, self._left = os.getpid(), threading.Event()
 
     def __bool__(self) -> bool:
+        if not self.signum and self in _ELSEWHERE and _main_was_interrupted():
+            self.signum = signal.SIGINT
         return bool(self.signum)
 
     def __enter__(self) -> StopSignals:
@@ -66,6 +69,12 @@ class StopSignals:
 
 
 _ELSEWHERE: set[StopSignals] = set()  # in threads that are not the main one
+
+
+def _main_was_interrupted() -> bool:
+    """Whether Ctrl-C has ended the main thread: Python then waits for the others."""
+    last = getattr(sys, "last_type", None) or Exception
+    return not threading.main_thread().is_alive() and issubclass(last, KeyboardInterrupt)
 
 
 def _end() -> None:

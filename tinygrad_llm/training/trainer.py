@@ -141,8 +141,8 @@ class Trainer:
         about              anything JSON-able to be kept with the model
 
         Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGXCPU ends it after the current step: everything is saved, then Interrupted (a
-        KeyboardInterrupt) is raised; a second one does not wait. Outside the main thread no signal is caught: a daemon thread
-        ends it so when the program ends, by Ctrl-C too; another thread is waited for, until a second Ctrl-C.
+        KeyboardInterrupt) is raised; a second one does not wait. Outside the main thread no signal is caught: there
+        it ends so when Ctrl-C has ended the main thread, and in a daemon thread whenever the program ends.
         Raises FloatingPointError, naming the step, for a loss or gradient that is not finite, and saves nothing more;
         ValueError for a folder of another run, naming what differs. A WorkerError, or what a model raises in a worker, ends it
         too, saved unless the error says that weights are half-way; and so does a folder that is moved or removed:
