@@ -11,6 +11,7 @@ from test_cli_commands import FLAGS, TEXT, run
 
 from tinygrad_llm.checkpoint import CheckpointFolder
 from tinygrad_llm.cli import main
+from tinygrad_llm.cli.errors import message
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,20 +59,29 @@ def test_a_run_goes_on_where_nobody_sees_its_progress(trained, tmp_path, end, un
     assert bash(f"P train --nonsense {end}", tmp_path, PYTHONUNBUFFERED=unbuffered)[0] == 2
 
 
-def test_training_and_profiles_are_shown_where_the_terminal_has_few_characters(tmp_path):
+@pytest.mark.parametrize("environment", [
+    {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+])
+def test_training_and_profiles_are_shown_where_the_terminal_has_few_characters(tmp_path, environment):
     (tmp_path / "text").write_text("Äpfel, Öl und “naïve” 😀 日本語\n" * 60)
-    code, out, error = bash(f"P train --corpus text {' '.join(FLAGS)} --out run", tmp_path, PYTHONIOENCODING="ascii")
-    assert code == 0, error
-    assert "--prompt '\\xc4pfel, \\xd6l'" in out
-    code, out, error = bash("P profile --preset toy --runs 1", tmp_path, PYTHONIOENCODING="ascii")
-    assert code == 0, error
-    assert "1024 \\xd7 1024" in out
+    for words, shown in (
+        (f"train --corpus text {' '.join(FLAGS)} --out run", "--prompt '\\xc4pfel, \\xd6l'"),
+        ("profile --preset toy --runs 1", "1024 \\xd7 1024"), ("check --help", "\\xb7"),
+        ("tokenize --tokenizer char Öl", "\\xd6"), ("generate --checkpoint run --prompt Öl --max-new-tokens 3", "\\xd6l"),
+    ):
+        code, out, error = bash(f"P {words}", tmp_path, **environment)
+        assert code == 0, error
+        assert shown in out
 
 
 def test_a_text_without_words_has_no_prompt_to_try(tmp_path, capsys):
     (tmp_path / "text").write_text(" " * 1000)
     code, out, _ = run(capsys, "train", "--corpus", tmp_path / "text", *FLAGS, "--out", tmp_path / "run")
     assert (code, "try it" in out, "loss curve" in out) == (0, False, True)
+
+
+def test_memory_that_ends_without_a_word_has_one():
+    assert message(MemoryError()) == "memory: got too little of it (no more), expected enough for this model and batch"
 
 
 # Pipes ----------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = f"{os.fsdecode(error.filename)}: {error.strerror}" if error.filename else error.strerror
     elif isinstance(error, MemoryError):
-        text = f"memory: got too little of it ({error or 'no more'}), expected enough for this model and batch"
+        text = f"memory: got too little of it ({str(error) or 'no more'}), expected enough for this model and batch"
     else:
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return text
@@ -103,15 +104,21 @@ def _forsake(descriptor: int) -> None:
 def text_of(name: str, value: str) -> str:
     """A text that was given as an argument, or read from standard input where it is "-". Errors: UserError for bytes that are
     no UTF-8."""
+    if value != "-":
+        return _argument(name, value)
     try:
-        if value != "-":
-            return value.encode().decode()
         return sys.stdin.buffer.read().decode() if hasattr(sys.stdin, "buffer") else sys.stdin.read()
-    except UnicodeEncodeError:
-        raise UserError(f"{name}: got bytes that are no UTF-8, expected text in UTF-8") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{name}: got bytes that are no UTF-8 on standard input, the first at {error.start:,}, expected text "
                         "in UTF-8") from None
+
+
+def _argument(name: str, value: str) -> str:
+    """In a C locale Python takes what is not ASCII for bytes, which stand as surrogates in the text."""
+    try:
+        return os.fsencode(value).decode() if re.search("[\ud800-\udfff]", value) else value
+    except UnicodeError:
+        raise UserError(f"{name}: got bytes that are no UTF-8, expected text in UTF-8") from None
 
 
 def open_closed_streams() -> None:
@@ -128,7 +135,9 @@ def open_closed_streams() -> None:
 def write_anything() -> None:
     """Show characters that the terminal lacks as escapes, in place of an error in the middle of a text."""
     for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", None) == "strict" and hasattr(stream, "reconfigure"):
+        if not hasattr(stream, "reconfigure"):
+            continue
+        if stream.errors == "strict" or "utf" not in stream.encoding.lower():  # in a C locale it is surrogateescape
             stream.reconfigure(errors="backslashreplace")
 
 
