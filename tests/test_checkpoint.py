@@ -1,6 +1,7 @@
 """Checkpoints: exact round trips, every damaged byte refused, and a good file in the folder whatever happens."""
 
 import errno
+import fcntl
 import gc
 import hashlib
 import json
@@ -548,7 +549,8 @@ def test_one_process_cannot_write_twice_in_one_folder_either(run, tmp_path):
 
 
 def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_module.fcntl, "lockf", lambda *_: no_locks())
+    monkeypatch.setattr(fcntl, "fcntl", lambda *_: no_locks())
+    monkeypatch.setattr(fcntl, "flock", lambda *_: no_locks())
     with pytest.warns(UserWarning, match="cannot be locked"), CheckpointFolder(tmp_path) as folder:
         folder.save(1, {}, {})
 

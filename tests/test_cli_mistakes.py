@@ -77,8 +77,11 @@ def rows():
         "empty corpus": Row(f"{TRAIN} --corpus empty", r"corpus: got 'empty', which holds no text, expected at least "),
         "binary corpus": Row(f"{TRAIN} --corpus binary", r"text: got 'binary', which is not UTF-8 .* expected text"),
         "folder of nothing": Row(f"{TRAIN} --corpus hollow", r"corpus: got 'hollow', which holds no text"),
-        "corpus shorter than the context": Row(f"{TRAIN} --corpus short", r"context_length: got 8, expected less than"),
-        "context longer than the text": Row(f"{TRAIN} --context-length 5000", r"context_length: got 5000, expected le"),
+        "corpus shorter than the context": Row(f"{TRAIN} --corpus short", r"corpus: got 'short', of which 8 tokens are to tr"),
+        "context longer than the text": Row(f"{TRAIN} --context-length 5000", r"corpus: .*, expected more than --context-len"),
+        "corpus with little held out": Row(f"{TRAIN} --test-fraction 0.001", r"corpus: .*, of which \d tokens are held"),
+        "a pipe for a corpus": Row(f"{TRAIN} --corpus pipe", r"corpus: got 'pipe', a pipe or device, expected a", pipe),
+        "a pipe to tokenize": Row("tokenize --file pipe", r"corpus: got 'pipe', a pipe or device, expected a fold", pipe),
         "unknown tokenizer": Row(f"{TRAIN} --tokenizer bpe", r"tokenizer: got 'bpe', expected one of char, cl100k_base"),
         "nothing to tokenize": Row("tokenize", r"text: got none, expected a TEXT, - for standard input, --file or --c"),
         "empty text to tokenize": Row("tokenize", r"text: got '', expected a text that is not empty", more=("",)),
@@ -114,16 +117,21 @@ def rows():
         "out is in use by a run": Row(f"{TRAIN} --out run", r"out: got 'run', which is not empty, expected a new fold"),
         "out holds other files": Row(f"{TRAIN} --out notes", r"out: got 'notes', which is not empty"),
         "out is locked": Row(f"{TRAIN} --out locked", r"locked: got a folder that this process writes in alread", lock),
+        "out is a link to nothing": Row(f"{TRAIN} --out link", r"out: got 'link', a link to nothing, expected", dangle),
+        "out is in the corpus": Row(f"{TRAIN} --corpus notes --out notes/a/b", r"out: got 'notes/a/b' in the folder of the"),
+        "out is a pipe": Row(f"{TRAIN} --out pipe", r"out: got 'pipe', a file, expected a folder, or a name", pipe),
         "out is below a file": Row(f"{TRAIN} --out text/sub", r"text/sub: Not a directory"),
-        "out is a file": Row(f"{TRAIN} --out text", r"text: (File exists|Not a directory)"),
+        "out is a file": Row(f"{TRAIN} --out text", r"out: got 'text', a file, expected a folder, or a name"),
         "out cannot be made": Row(f"{TRAIN} --out /proc/nowhere/out", r"/proc/nowhere.*: No such file or directory"),
         "no run to resume": Row("train --resume --out nowhere", r"out: got 'nowhere', where nothing is, expected the "),
         "resume of other files": Row("train --resume --out notes", r"out: got 'notes' with todo but no step to go on from"),
         "resume with another width": Row("train --resume --out run --d-model 16", r"--d-model: got 16, expected 8, th"),
         "resume with more steps": Row("train --resume --out run --steps 9", r"--steps: got 9, expected 6, that of the"),
-        "resume with another text": Row("train --resume --out run --quiet", r"resume: got .*, expected the s", rewrite),
+        "resume with another text": Row("train --resume --out run --quiet", r"corpus: got 'text', whose text has ch", rewrite),
+        "eval of a text that has changed": Row("eval --checkpoint run", r"corpus: got 'text', whose text has chang", rewrite),
         "resume with a corpus that is gone": Row("train --resume --out run", r"corpus: got 'text', expected s", remove),
         "report below a file": Row("check --json text/c.json", r"text/c.json: Not a directory"),
+        "report into a pipe": Row("check --html pipe", r"pipe: got a pipe that nobody reads, expected a fil", pipe),
         "report that is a folder": Row("check --html .", r"\.: Is a directory"),
         "trace in no folder": Row("profile --trace nowhere/step.json", r"nowhere/step.json: No such file"),
         "resume in torch": Row("train --resume --out run --backend torch", r"--backend: got 'torch', expected 'numpy'"),
@@ -132,6 +140,9 @@ def rows():
         "a learning rate that diverges": Row(f"{TRAIN} --lr 1e30 --grad-clip 0", r"step \d: got a loss of (nan|inf), "),
         # TOML
         "missing TOML": Row("train --config nowhere.toml", r"nowhere.toml: No such file or directory"),
+        "pipe for TOML": Row("train --config pipe", r"pipe: got a named pipe, which may wait for ever, expected a file", pipe),
+        "TOML without an end": Row("train --config /dev/zero", r"/dev/zero: got more than 1,048,576 bytes, expected"),
+        "deep TOML": Row("train --config deep.toml", r"deep.toml: got a file that is not TOML \(maximum recursion"),
         "bad TOML": Row("train --config bad.toml", r"bad.toml: got a file that is not TOML \(.*\), expected lines suc"),
         "TOML that is no text": Row("train --config binary", r"binary: got a file that is not TOML"),
         "unknown TOML key": Row("train --config typo.toml", r"typo.toml: n_layer: got an unknown key, expected 'n_lay"),
@@ -209,6 +220,14 @@ def lock(folder):
     return held
 
 
+def pipe(folder):
+    os.mkfifo(folder / "pipe")
+
+
+def dangle(folder):
+    (folder / "link").symlink_to(folder / "nowhere")
+
+
 def rewrite(folder):
     (folder / "text").write_text(TEXT.replace("fox", "cat"))
 
@@ -223,7 +242,7 @@ def template(tmp_path_factory):
     folder = tmp_path_factory.mktemp("template")
     files = {"text": TEXT, "empty": "", "short": "few words", "one": "t", "greek": "Ωμέγα", "notes/todo": "keep me"}
     tomls = {"bad": "d_model = = 3", "typo": "n_layer = 3", "table": "[model]\nd_model = 3", "type": 'd_model = "128"',
-             "truth": "steps = true", "preset": 'preset = "demo"'}  # fmt: skip
+             "truth": "steps = true", "deep": f"lr = {'[' * 100_000}", "preset": 'preset = "demo"'}  # fmt: skip
     for name in ("hollow", "notes"):
         (folder / name).mkdir()
     for name, text in (files | {f"{name}.toml": text for name, text in tomls.items()}).items():

@@ -2,8 +2,10 @@
 
 import functools
 import importlib.util
+import os
 import pathlib
 import re
+import socket
 import sys
 import warnings
 
@@ -145,8 +147,38 @@ class TestFilesAndFolders:
         (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
         (tmp_path / "nul.bin").write_bytes(b"ELF\0\0")
         (tmp_path / "broken").symlink_to(tmp_path / "absent")
-        with pytest.warns(UserWarning, match="skipped 3 of the files, .*: broken, latin.txt, nul.bin$"):
+        with pytest.warns(UserWarning, match="skipped 3 of the files and folders, .*: broken, latin.txt, nul.bin$"):
             assert load_corpus(tmp_path).documents == (("good.txt", "text"),)
+
+    def test_pipes_and_devices_are_not_waited_for_and_links_to_folders_not_followed(self, tmp_path):
+        folder = tmp_path / "texts"
+        folder.mkdir()
+        (folder / "good.txt").write_text("text")
+        os.mkfifo(folder / "pipe")
+        (folder / "zero").symlink_to("/dev/zero")
+        (folder / "loop").symlink_to(".")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(folder / "socket"))
+            with pytest.warns(UserWarning, match="skipped 4 of the files and folders, .*: loop/, pipe, socket, zero$"):
+                assert load_corpus(folder).documents == (("good.txt", "text"),)
+        for name in ("pipe", "zero"):
+            with pytest.raises(OSError, match=f"corpus: got '.*{name}', a pipe or device, expected a folder, or a file"):
+                load_corpus(folder / name)
+
+    def test_folders_that_cannot_be_looked_into_are_named(self, tmp_path, monkeypatch):
+        for name in ("a.txt", "sub/b.txt"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(name)
+        listed = os.scandir
+
+        def refuse(path):
+            if str(path).endswith("sub"):
+                raise PermissionError(13, "Permission denied", str(path))
+            return listed(path)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+        with pytest.warns(UserWarning, match="skipped 1 of the files and folders, .*: sub/$"):
+            assert load_corpus(tmp_path).documents == (("a.txt", "a.txt"),)
 
     def test_a_long_warning_is_cut(self, tmp_path):
         (tmp_path / "good.txt").write_text("text")

@@ -174,9 +174,21 @@ class TestDamage:
         with pytest.raises(ValueError, match="3400 tokens in the header, 3401 in the footer"):
             open_token_file(written)
 
-    @pytest.mark.parametrize("footer", [{}, [], {"count": 3400}, "text"])
+    def test_a_pipe_is_not_waited_for(self, path):
+        os.mkfifo(path)
+        with pytest.raises(OSError, match=r"path: got .*, which cannot be read \(a pipe or device\), expected a token file"):
+            open_token_file(path)
+
+    def test_a_tokenizer_that_cannot_be_made_is_told_with_its_file(self, written):
+        data = written.read_bytes()
+        written.write_bytes(data.replace(b'"kind": "char"', b'"kind": "none"'))
+        with pytest.raises(ValueError, match=r"path: got .*, whose tokenizer cannot be made \(kind: got 'none'"):
+            token_file_tokenizer(written)
+
+    @pytest.mark.parametrize("footer", [{}, [], {"count": 3400}, "text", {"count": 3400, "crc32": "x", "tokenizer": {}},
+                                        {"count": 3400, "crc32": 7, "tokenizer": []}, "deep"])  # fmt: skip
     def test_a_footer_without_its_fields(self, written, footer):
-        data, tail = written.read_bytes(), json.dumps(footer).encode()
+        data, tail = written.read_bytes(), b"[" * 100_000 if footer == "deep" else json.dumps(footer).encode()
         end = token_file_info(written).offset + 2 * len(TEXT)
         written.write_bytes(data[:end] + tail + len(tail).to_bytes(8, "little") + data[-8:])
         with pytest.raises(ValueError, match="torn or no token file"):

@@ -13,7 +13,7 @@ import pytest
 
 import tinygrad_llm
 from tinygrad_llm.checkpoint import CheckpointError
-from tinygrad_llm.checkpoint.pack import load_pack
+from tinygrad_llm.checkpoint.pack import _own_digest, load_pack, save_pack
 from tinygrad_llm.cli import main
 from tinygrad_llm.parity import check_pack
 
@@ -133,3 +133,31 @@ def test_a_file_of_another_pack_is_refused(copy, tmp_path):
     (tmp_path / "other" / "float32.safetensors").replace(copy / "float32.safetensors")
     with pytest.raises(CheckpointError, match="not the one of this pack"):
         load_pack(copy)
+
+
+OTHERS = [None, True, -3, 0.5, "x", [1], {"x": 1}]
+
+
+@pytest.mark.parametrize(("name", "other"), [
+    *[(name, other) for name in ("config", "optimizer", "files") for other in OTHERS],
+    *[("config", {"d_model": other}) for other in OTHERS], *[("optimizer", {"lr": other}) for other in OTHERS if other != 0.5],
+    ("inputs", {}), ("float32", {}),
+])
+def test_right_digests_over_wrong_contents_are_refused_in_one_line(copy, name, other):
+    about, files = load_pack(copy)
+    if name in files:
+        files[name] = other
+    save_pack(copy, {**about, name: other}, files)
+    if name == "files":  # is written anew
+        manifest = json.loads((copy / "pack.json").read_text()) | {"files": other}
+        (copy / "pack.json").write_text(json.dumps(manifest | {"sha256": _own_digest(manifest)}))
+    with pytest.raises((CheckpointError, OSError), match=": got ") as told:
+        check_pack(copy)
+    assert str(copy) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_manifest_of_brackets_is_refused(copy):
+    (copy / "pack.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match=r"pack.json: got something else, expected JSON of format"):
+        check_pack(copy)

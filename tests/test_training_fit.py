@@ -2,8 +2,10 @@
 
 import errno
 import hashlib
+import io
 import json
 import math
+import os
 import re
 import signal
 import threading
@@ -514,6 +516,13 @@ def test_metrics_that_cannot_be_written_are_told(tmp_path):
         fit(None, 3, metrics=tmp_path)
 
 
+class FullDisk(io.FileIO):
+    """A file whose disk is full."""
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 @pytest.mark.parametrize("when", [1, 7])
 def test_metrics_that_can_no_longer_be_written_cost_no_run(tmp_path, whole, monkeypatch, when):
     write, count = metrics_module.MetricsFile.write, []
@@ -521,7 +530,7 @@ def test_metrics_that_can_no_longer_be_written_cost_no_run(tmp_path, whole, monk
     def filling(self, record):
         count.append(1)
         if len(count) >= when:
-            self._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+            self._file = FullDisk(self.path, "a")
         write(self, record)
 
     monkeypatch.setattr(metrics_module.MetricsFile, "write", filling)

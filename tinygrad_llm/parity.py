@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm.checkpoint.file import faults_of
 from tinygrad_llm.checkpoint.pack import load_pack
 from tinygrad_llm.config import TransformerConfig
 from tinygrad_llm.model import Transformer
@@ -23,9 +24,13 @@ def check_pack(path: str | os.PathLike[str]) -> list[Comparison]:
     Raises CheckpointError, naming the file, for a pack that is damaged, edited, or of another version; OSError.
     """
     about, files = load_pack(path)
-    config = TransformerConfig.from_dict(about["config"])
+    with faults_of(path, "a pack that cannot be computed", "one of `check --write-pack`"):
+        config, optimizer, inputs = TransformerConfig.from_dict(about["config"]), dict(about["optimizer"]), files["inputs"]
+        AdamW(Transformer(config).parameters(), **optimizer)
+        if {"ids", "targets"} - set(inputs) or set(files["float64"]) != set(files["float32"]):
+            raise ValueError("tensors: got other names, expected ids and targets, and the same in float64 and float32")
     truth, theirs = files["float64"], files["float32"]
-    ours = {d: compute(config, files[d], files["inputs"], about["optimizer"], np.dtype(d)) for d in ("float64", "float32")}
+    ours = {d: compute(config, files[d], inputs, optimizer, np.dtype(d)) for d in ("float64", "float32")}
     return list(_rows(ours, truth, theirs))
 
 

@@ -21,6 +21,7 @@ import secrets
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -50,6 +51,15 @@ class CheckpointError(ValueError):
 
 class NewerVersionError(CheckpointError):
     """A checkpoint of a newer version of this library: no damage, and nothing that an older one may go on from or replace."""
+
+
+@contextmanager
+def faults_of(path: str | os.PathLike[str], got: str, expected: str) -> Iterator[None]:
+    """What fails inside is the fault of what the file holds, whatever its checksum: CheckpointError, naming it."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StopIteration, RecursionError) as error:
+        raise CheckpointError(f"{path}: got {got} ({error}), expected {expected}") from None
 
 
 def save_checkpoint(
@@ -187,10 +197,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[Tensors, dict[str, An
         meta, layout, digest = _read_head(file, path)
         in_order = dict(_read_tensors(file, path, layout, digest, meta["sha256"]))
     tensors = {name: in_order[name] for name, *_ in layout.header_order}
-    try:
+    with faults_of(path, "metadata that cannot be read", "some of save_checkpoint"):
         metadata = decode(json.loads(meta["metadata"]), tensors)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: got metadata that cannot be read ({error})") from None
     return tensors, metadata
 
 

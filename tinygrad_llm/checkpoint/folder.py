@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import re
 import warnings
-import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +18,8 @@ from tinygrad_llm.checkpoint.file import (
     save_checkpoint,
     verify_checkpoint,
 )
+from tinygrad_llm.checkpoint.lock import FolderLock, FolderMovedError
 from tinygrad_llm.checkpoint.state import Tensors
-
-try:
-    import fcntl
-except ImportError:  # Windows: folders go unlocked
-    fcntl = None  # type: ignore[assignment]
 
 
 class Loaded(NamedTuple):
@@ -41,7 +34,8 @@ class CheckpointFolder:
     """The checkpoints of one run: step-00000123.safetensors, the newest `keep` good ones, and best.safetensors.
 
     Any process may read. One may write: the first save takes a lock, which is freed by close(), at the end of a `with`
-    block, or with the process, however that ends. (On Windows there is no lock.)
+    block, or with the process, however that ends. A forked child does not have it. (On Windows there is no lock.)
+    Each save looks whether the folder is still the one that was locked; check() does so between them.
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2):
@@ -49,13 +43,14 @@ class CheckpointFolder:
             raise ValueError(f"keep: got {keep!r}, expected an integer >= 1")
         self.folder = Path(folder)
         self.keep = keep
-        self._unlock: weakref.finalize | None = None
+        self._lock: FolderLock | None = None
+        self._told = False
         self._good: dict[Path, tuple[int, int, int]] = {}
 
     def save(self, step: int, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> Path:
         """Write the checkpoint of `step` (steps done, >= 0), remove the oldest beyond `keep`; returns its path.
 
-        Raises what save_checkpoint raises; CheckpointError if another run writes here; ValueError if a good checkpoint
+        Raises what save_checkpoint and check raise; CheckpointError if another run writes here; ValueError if a good checkpoint
         of a later step is here, as that run would then be found by latest() in place of this one.
         """
         if type(step) is not int or step < 0:
@@ -99,16 +94,42 @@ class CheckpointFolder:
         return sorted((path for path in self._files("step-*.safetensors") if _step_of(path) >= 0), key=_step_of)
 
     def lock(self) -> None:
-        """Make the folder and become its one writer, if not already. Raises CheckpointError if another is."""
-        if self._unlock is None:
+        """Make the folder and become its one writer, if not already. Raises CheckpointError if another is; else as check."""
+        if self._lock is not None:
+            self._lock.check()
+            return
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._unlock = weakref.finalize(self, _unlock, *_lock(self.folder))
+        except FileExistsError:
+            what = "a file" if self.folder.exists() else "a link to nothing"
+            raise CheckpointError(f"{self.folder}: got {what}, expected a folder, or a name that is free") from None
+        self._lock = FolderLock(self.folder)
+
+    def check(self) -> None:
+        """Raise CheckpointError unless what was locked is there still: FolderMovedError, which knows where the folder is now,
+        where it was moved away, removed or replaced. A removed .lock is made again, with a warning, unless another run has been
+        here since."""
+        if self._lock is not None:
+            self._lock.check()
+
+    def follow(self, moved: FolderMovedError) -> None:
+        """Write where the folder is now; where it is gone, in a new one of its name. Raises `moved` where neither can be."""
+        if moved.now is not None and self._lock is not None:
+            self.folder = self._lock.folder = moved.now
+        elif not os.path.lexists(self.folder):
+            self.close()
+            self.lock()
+        else:
+            raise moved
 
     def close(self) -> None:
         """Let another run write here. The next save takes the lock again."""
-        if self._unlock is not None:
-            self._unlock()
-            self._unlock = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_lock": None}  # of a copy: it is another writer
 
     def __enter__(self) -> CheckpointFolder:
         self.lock()
@@ -126,9 +147,9 @@ class CheckpointFolder:
         return loaded
 
     def _write(self, name: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> Path:
-        for pattern in (".step-*.tmp", ".best.*.tmp"):  # of a writer that was killed; we hold the lock
+        for pattern in (".step-*.tmp", ".best.*.tmp", ".loss.png.*.tmp"):  # of a writer that was killed; we hold the lock
             for leftover in self.folder.glob(pattern):
-                leftover.unlink(missing_ok=True)
+                self._remove(leftover)
         path = self.folder / name
         save_checkpoint(path, tensors, metadata)
         self._good[path] = _stamp(path)
@@ -149,9 +170,18 @@ class CheckpointFolder:
         kept = 0
         for path in reversed(self.steps()):
             if kept == self.keep:
-                path.unlink(missing_ok=True)
+                self._remove(path)
             elif self._is_good(path):
                 kept += 1
+
+    def _remove(self, path: Path) -> None:
+        """A file too many is not worth a run: where it cannot be removed, one warning says so."""
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            if not self._told:
+                warnings.warn(f"{path}: cannot be removed ({error.strerror}); it stays", RuntimeWarning, stacklevel=5)
+            self._told = True
 
     def _is_good(self, path: Path) -> bool:
         """Verified once, and again when the file has changed."""
@@ -182,43 +212,3 @@ def _step_of(path: Path) -> int:
 def _stamp(path: Path) -> tuple[int, int, int]:
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-_LOCKED: set[Path] = set()  # by this process: POSIX locks do not exclude their own process
-
-
-def _lock(folder: Path) -> tuple[int, Path]:
-    """Lock folder/.lock; returns what _unlock needs. The system frees the lock of a process that is killed."""
-    where = folder.resolve()
-    if where in _LOCKED:
-        raise CheckpointError(f"{folder}: got a folder that this process writes in already, expected one writer")
-    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _lock_file(fd, folder)
-        with contextlib.suppress(OSError):  # for the other's error message; a full disk is no reason to stop here
-            os.ftruncate(fd, 0)
-            os.write(fd, str(os.getpid()).encode())
-    except BaseException:
-        os.close(fd)
-        raise
-    _LOCKED.add(where)
-    return fd, where
-
-
-def _lock_file(fd: int, folder: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            warnings.warn(f"{folder}: cannot be locked ({error.strerror}); let no other run write there", stacklevel=4)
-            return
-        pid = os.pread(fd, 20, 0).decode(errors="replace") or "unknown"
-        message = f"{folder}: got a folder that process {pid} writes in, expected one writer"
-        raise CheckpointError(message) from None
-
-
-def _unlock(fd: int, where: Path) -> None:
-    _LOCKED.discard(where)
-    os.close(fd)

@@ -58,7 +58,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: got no such file, expected a parity pack")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: got something else, expected JSON of format {FORMAT!r}")

@@ -6,18 +6,20 @@ one); 70 a bug of ours, told with its traceback; 130 Ctrl-C; 141 the reader of o
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from tinygrad_llm.cli import check, evaluate, generate, profile, tokenize, train
 from tinygrad_llm.cli.command import parse, prepare
 from tinygrad_llm.cli.errors import (
     UserError,
+    end_of_stderr,
     is_mistake,
     message,
+    named_output,
     open_closed_streams,
     say,
     warnings_as_lines,
@@ -35,18 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     open_closed_streams()
     write_anything()
     try:
-        with warnings_as_lines():
-            code = _run(words)
-            sys.stdout.flush()
-            return code
+        with warnings_as_lines(), named_output():
+            return _run(words)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python complains when it closes stdout
         return BROKEN_PIPE
     except KeyboardInterrupt:
         say("stopped")
         return INTERRUPTED
     except Exception as error:
         return _refuse(error, "--debug" in words)
+    finally:
+        end_of_stderr()
 
 
 def _run(words: list[str]) -> int:
@@ -64,7 +65,8 @@ def _run(words: list[str]) -> int:
 def _refuse(error: Exception, debug: bool) -> int:
     mistake = is_mistake(error)
     if debug or not mistake:
-        traceback.print_exception(error)
+        with suppress(OSError):
+            traceback.print_exception(error)
     if mistake:
         say(message(error))
         return 2

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import os
 import re
+import stat
+import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +65,10 @@ class Parser(argparse.ArgumentParser):
         if match := re.fullmatch(r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", message):
             raise UserError(f"{match[1].lower()}: got {match[2]}, expected one of {match[3].replace(chr(39), '')}")
         raise UserError(f"arguments: got some that cannot be read ({message}), expected what {self.prog} --help lists")
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse's own drops an error, such as that of a full disk."""
+        print(message or "", end="", file=file or sys.stderr)
 
     def _near(self, word: str) -> str:
         close = difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, 1)
@@ -140,7 +147,20 @@ def check_writable(*files: str | None) -> None:
     """OSError where one of the files cannot be written: said before the work, so that its result is not lost."""
     for name in filter(None, files):
         new = not os.path.lexists(name)
+        if not new and stat.S_ISFIFO(os.stat(name).st_mode):
+            _open_pipe(name)
+            continue
         with open(name, "ab"):
             pass
         if new:
             os.remove(name)
+
+
+def _open_pipe(name: str) -> None:
+    """It stays open, or its reader would take this for the end."""
+    try:
+        os.open(name, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise UserError(f"{name}: got a pipe that nobody reads, expected a file, or a reader before this is begun") from None

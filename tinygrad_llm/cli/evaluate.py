@@ -97,8 +97,17 @@ def _held_out(settings: Settings, trained: Trained) -> Corpus:
         corpus = load_corpus(name)
     fraction = settings.test_fraction
     if fraction is None:
-        fraction = trained.settings.get("test_fraction", 1) if name == trained.settings.get("corpus") else 1
+        fraction = trained.settings.get("test_fraction", 1) if _is_its_own(corpus, name, trained) else 1
     return corpus if fraction == 1 else train_test_split(corpus, fraction)[1]
+
+
+def _is_its_own(corpus: Corpus, name: str, trained: Trained) -> bool:
+    """Whether it was trained on a part of this text. Raises UserError where another text is there under the same name."""
+    known, same_name = trained.metadata["about"].get("corpus_sha256"), name == trained.settings.get("corpus")
+    if same_name and known not in (None, corpus.sha256):
+        raise UserError(f"corpus: got {name!r}, whose text has changed since training, expected it as it was: what was held "
+                        "out can no longer be told; --test-fraction 1 measures all of it, what was trained on included")
+    return same_name if known is None else known == corpus.sha256
 
 
 def _window(trained: Trained, text: Corpus) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tinygrad_llm.cli.errors import UserError, notes_unless_refused
-from tinygrad_llm.cli.settings import one_of, option, word
+from tinygrad_llm.cli.settings import check_saved, number, one_of, option, word
 from tinygrad_llm.config import TransformerConfig
 from tinygrad_llm.training import load_model
 
@@ -24,6 +25,14 @@ def backend_option(group: str) -> Any:
 def device_option(group: str) -> Any:
     """--device"""
     return option("cpu", word("DEVICE"), "where PyTorch computes: cpu, cuda or mps", group)
+
+
+@dataclass(frozen=True)
+class _OfText:
+    """What of the settings of a training is asked for again."""
+
+    corpus: str | None = option(None, word(), "", "")
+    test_fraction: float | None = option(None, number("a number in (0, 1)", lambda v: 0 < v < 1), "", "")
 
 
 class Trained(NamedTuple):
@@ -46,7 +55,9 @@ def load_trained(settings: Any, reference: Callable[[], Any]) -> Trained:
     if tokenizer is None:
         raise UserError(f"checkpoint: got {settings.checkpoint!r}, which has no tokenizer, expected a model of text")
     model = TorchModel(ours, settings.device, reference()) if settings.backend == "torch" else ours
-    return Trained(model, tokenizer, metadata, dict(metadata["about"].get("settings", {})))
+    known = metadata["about"].get("settings", {})
+    check_saved(_OfText, known, metadata["path"])
+    return Trained(model, tokenizer, metadata, known)
 
 
 class TorchModel:

@@ -15,6 +15,7 @@ from tinygrad_llm.capture.recordings import record
 from tinygrad_llm.capture.replay import Replay
 from tinygrad_llm.checkpoint.file import write_whole
 from tinygrad_llm.cli.command import Command, Run, check_writable
+from tinygrad_llm.cli.errors import UserError
 from tinygrad_llm.cli.model_options import ModelOptions
 from tinygrad_llm.cli.program import PROGRAM
 from tinygrad_llm.cli.settings import integer, option, switch, word
@@ -88,9 +89,11 @@ def _adamw(optimizer: AdamW, model: Transformer, runs: int) -> Share:
 
 
 def _report(measured: Profile, replay: Replay, settings: Any) -> str:
-    product, copy = peaks()
     stats = replay.program.stats()
     seconds = measured.seconds + measured.extra["adamw"].seconds
+    if seconds <= 0:
+        raise UserError(f"clock: got a step of {seconds} s, expected a clock that runs forward")
+    product, copy = peaks()
     tokens = settings.batch_size * settings.context_length
     by_op, by_layer = measured.by_op(), measured.by_layer()
     head = [

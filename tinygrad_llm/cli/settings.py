@@ -7,15 +7,17 @@ import dataclasses
 import difflib
 import json
 import math
+import os
+import stat
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from tinygrad_llm.cli.errors import UserError
 
 S = TypeVar("S")
+_LARGEST_TOML = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -205,11 +207,27 @@ def _checked(name: str, value: Any, field: dataclasses.Field[Any]) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def check_saved(settings: type, values: Any, where: str) -> None:
+    """UserError, naming `where`, for values saved with a checkpoint that the settings of a command cannot have."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: settings: got {type(values).__name__}, expected a dict")
+    for field in dataclasses.fields(settings):
+        value = values.get(field.name)
+        if value is not None or field.default is not None:
+            _checked(f"{where}: settings: {field.name}", list(value) if isinstance(value, tuple) else value, field)
+
+
 def read_toml(path: str) -> dict[str, Any]:
     """The keys of a TOML file. Raises UserError where it is not TOML in UTF-8, OSError where it cannot be read."""
+    if stat.S_ISFIFO(os.stat(path).st_mode) and not os.path.realpath(path).startswith(("/dev/fd/", "/proc/")):
+        raise UserError(f"{path}: got a named pipe, which may wait for ever, expected a file, or - in bash - <(a command)")
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        with open(path, "rb") as file:
+            raw = file.read(_LARGEST_TOML + 1)
+        if len(raw) > _LARGEST_TOML:  # a device may have no end
+            raise UserError(f"{path}: got more than {_LARGEST_TOML:,} bytes, expected some lines such as d_model = 128")
+        return tomllib.loads(raw.decode("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(
             f"{path}: got a file that is not TOML ({error}), expected lines such as d_model = 128"
         ) from None

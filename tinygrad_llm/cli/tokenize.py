@@ -12,6 +12,7 @@ from tinygrad_llm.cli.program import PROGRAM
 from tinygrad_llm.cli.settings import integer, option, switch, word
 from tinygrad_llm.cli.table import table
 from tinygrad_llm.data import get_tokenizer, load_corpus
+from tinygrad_llm.data.corpora import NAMED
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def _content(settings: Settings, corpus: str | None) -> str:
 
 
 def _a_file(path: str) -> str:
-    return f"./{path}" if path in ("auto", "shakespeare", "stdlib") else path
+    return f"./{path}" if path in NAMED else path
 
 
 def _print_table(settings: Settings, tokenizer: Any, content: str, ids: Any, exact: bool) -> None:

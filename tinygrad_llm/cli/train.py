@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -14,19 +15,34 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tinygrad_llm.checkpoint import CheckpointFolder
+from tinygrad_llm.checkpoint.file import faults_of
 from tinygrad_llm.cli.command import Command, Run
 from tinygrad_llm.cli.errors import UserError, notes_unless_refused, say, without_notes
 from tinygrad_llm.cli.evaluate import rows
 from tinygrad_llm.cli.loading import backend_option, device_option
 from tinygrad_llm.cli.model_options import ModelOptions
 from tinygrad_llm.cli.program import PROGRAM
-from tinygrad_llm.cli.settings import at_least_zero, count_or, flag, integer, number, one_of, option, pair, switch, word
+from tinygrad_llm.cli.settings import (
+    at_least_zero,
+    check_saved,
+    count_or,
+    flag,
+    integer,
+    number,
+    one_of,
+    option,
+    pair,
+    switch,
+    word,
+)
 from tinygrad_llm.cli.table import table
 from tinygrad_llm.cli.train_torch import TorchRun, refuse_what_torch_lacks
 from tinygrad_llm.data import BatchLoader, Corpus, SequenceDataset, get_tokenizer, load_corpus, train_test_split
+from tinygrad_llm.data.corpora import NAMED
 from tinygrad_llm.model import Transformer
 from tinygrad_llm.optim import AdamW, WarmupCosine, decay_groups
 from tinygrad_llm.training import Interrupted, Trainer
+from tinygrad_llm.training.contents import check_metadata
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "tiny": {
@@ -97,9 +113,10 @@ class Data(NamedTuple):
 
 def run(job: Run) -> int:
     """Trains; 130 where Ctrl-C ended it, saved."""
-    settings = _resumed(job) if job.settings.resume else job.settings
+    settings, text = _resumed(job) if job.settings.resume else (job.settings, None)
     if not settings.resume:
         _refuse_used(Path(settings.out))
+    _refuse_as_text(settings)
     if settings.device != "cpu" and settings.backend != "torch":
         raise UserError(f"--device: got {settings.device!r}, expected cpu, or --backend torch beside it")
     if settings.workers != "auto" and int(settings.workers) > settings.batch_size:
@@ -110,12 +127,15 @@ def run(job: Run) -> int:
         refuse_what_torch_lacks(settings)
         reference = job.reference()
     data = load_data(settings)
+    if text not in (None, data.corpus.sha256):
+        raise UserError(f"corpus: got {settings.corpus!r}, whose text has changed since the run began, expected it as it was, "
+                        "or a new run of it, with another --out")
     model = Transformer(
         settings.transformer_config(data.tokenizer.vocab_size), settings.seed, getattr(np, settings.dtype)
     )
     if not settings.quiet:
         print(f"{_tree(model)}\n\n{_data_table(settings, data)}\n", flush=True)
-    about = {"settings": saved(settings)}
+    about = {"settings": saved(settings), "corpus_sha256": data.corpus.sha256}
     if reference is not None:
         evaluation, code = TorchRun(settings, data, model, reference, about).fit()
     else:
@@ -163,7 +183,12 @@ def load_data(settings: Settings) -> Data:
         corpus = load_corpus(settings.corpus)
     tokenizer = get_tokenizer(settings.tokenizer, corpus.text)
     texts = train_test_split(corpus, settings.test_fraction)
-    train, test = (SequenceDataset(tokenizer.encode(side.text), settings.context_length) for side in texts)
+    sides = [tokenizer.encode(side.text) for side in texts]
+    for tokens, what in zip(sides, ("to train on", "held out to test")):
+        if len(tokens) <= settings.context_length:
+            raise UserError(f"corpus: got {settings.corpus!r}, of which {len(tokens):,} tokens are {what}, expected more than "
+                            f"--context-length {settings.context_length}: take more text, or change that or --test-fraction")
+    train, test = (SequenceDataset(tokens, settings.context_length) for tokens in sides)
     return Data(corpus, tokenizer, texts, train, test)
 
 
@@ -175,14 +200,28 @@ def saved(settings: Settings) -> dict[str, Any]:
 
 def _refuse_used(folder: Path) -> None:
     """Hidden files do not count: a lock may be left by a run that was refused."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        what = "a file" if folder.exists() else "a link to nothing"
+        raise UserError(f"out: got {str(folder)!r}, {what}, expected a folder, or a name that is free")
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise UserError(
             f"out: got {str(folder)!r}, which is not empty, expected a new folder, or --resume to go on there"
         )
 
 
-def _resumed(job: Run) -> Settings:
-    """The settings of the run in --out; what is chosen anew may differ where the bits do not depend on it."""
+def _refuse_as_text(settings: Settings) -> None:
+    """A run in the folder of its corpus: its metrics would be text the next time."""
+    folder, out = Path(settings.corpus), Path(settings.out).resolve()
+    if settings.corpus in NAMED or not folder.is_dir() or not out.is_relative_to(folder.resolve()):
+        return
+    if not any(part.startswith(".") for part in out.relative_to(folder.resolve()).parts):  # hidden ones are left out
+        raise UserError(f"out: got {settings.out!r} in the folder of the corpus, expected one outside of {settings.corpus!r}: "
+                        "what a run writes would be read as text the next time")
+
+
+def _resumed(job: Run) -> tuple[Settings, str | None]:
+    """The settings of the run in --out; what is chosen anew may differ where the bits do not depend on it. And the SHA-256 of
+    its text, if known."""
     folder = Path(job.settings.out)
     if not folder.is_dir():
         raise UserError(f"out: got {str(folder)!r}, where nothing is, expected the folder of the run to resume")
@@ -196,11 +235,16 @@ def _resumed(job: Run) -> Settings:
         if not job.chosen - {"out", "resume"} - MAY_CHANGE:
             raise UserError(f"out: got {str(folder)!r} without a checkpoint, and so without the settings of a run, expected a "
                             "run's folder, or the settings of the run that is to begin there")
-        return job.settings  # killed before it began
+        return job.settings, None  # killed before it began
     with without_notes():  # the trainer reads the folder again, and says them
-        about = CheckpointFolder(folder).latest().metadata.get("about", {}).get("settings")
-    if about is None or set(about) != set(saved(job.settings)):
+        found = CheckpointFolder(folder).latest()
+    with faults_of(found.path, "contents that no run can go on from", "those of this `train`"):
+        check_metadata(found.metadata)
+    known_about = found.metadata.get("about", {})
+    text, about = known_about.get("corpus_sha256"), known_about.get("settings")
+    if not isinstance(about, dict) or set(about) != set(saved(job.settings)):
         raise UserError(f"out: got {str(folder)!r}, made by another program or version, expected one of this `train`")
+    check_saved(Settings, {**dataclasses.asdict(job.settings), **about}, str(found.path))
     known = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
     for name in sorted(job.chosen - MAY_CHANGE):
         if getattr(job.settings, name) != known[name]:
@@ -209,7 +253,10 @@ def _resumed(job: Run) -> Settings:
                 "that of the run to resume"
             )
     anew = {name: getattr(job.settings, name) for name in MAY_CHANGE & job.chosen}
-    return Settings(**{**known, **anew, "out": job.settings.out})
+    settings = dataclasses.replace(job.settings, **{**known, **anew, "out": job.settings.out})
+    with faults_of(found.path, "settings of no model", "those of this `train`"):
+        settings.transformer_config(1)
+    return settings, text
 
 
 def _tree(model: Transformer) -> str:
@@ -256,7 +303,7 @@ def _written(settings: Settings, data: Data) -> str:
     names = {"best.safetensors": "model", "metrics.jsonl": "metrics", "loss.png": "loss curve"}
     found = [(names[name], str(folder / name)) for name in names if (folder / name).exists()]
     try_it = f"{PROGRAM} generate --checkpoint {shlex.quote(str(folder))} --prompt {shlex.quote(prompt)}"
-    return table([*found, ("try it", try_it)], left=(0, 1))
+    return table([*found, *[("try it", try_it)] * bool(prompt)], left=(0, 1))
 
 
 COMMAND = Command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ class TorchRun:
         values = evaluation.to_dict()
         metrics.write({"step": step, "test_loss": values.pop("loss"), **values})
         if not settings.quiet:
-            tqdm.write(f"step {step:,}  test {evaluation}")
+            with suppress(OSError):  # not worth a run
+                tqdm.write(f"step {step:,}  test {evaluation}")
         return evaluation
 
     def _write_losses(self, step: int, metrics: MetricsFile) -> None:

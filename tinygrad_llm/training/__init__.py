@@ -2,10 +2,10 @@
 
     trainer      Trainer: one step, or fit() for the whole run
     fitting      what fit() does, step by step
-    resuming     all that the next step depends on, to a checkpoint and back; load_model
+    resuming     all that the next step depends on, to a checkpoint and back; load_model; contents, what must be in one
     evaluation   loss, perplexity, accuracy and bits per character on text that was not seen
     metrics      JSON lines and the loss curve
-    signals      Ctrl-C between two steps, never inside one
+    signals      Ctrl-C between two steps, never inside one; the end of the program for a run in a thread
     workers      processes that share each step: Team; shards, what one of them does; flat and memory, where the arrays
                  stand; cores, how many are worth it
 """

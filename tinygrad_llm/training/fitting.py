@@ -8,8 +8,9 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from tinygrad_llm.checkpoint import CheckpointFolder
+from tinygrad_llm.checkpoint import CheckpointError, CheckpointFolder, FolderMovedError
+from tinygrad_llm.checkpoint.file import faults_of
 from tinygrad_llm.data import Tokenizer
+from tinygrad_llm.training.contents import check_metadata, check_run
 from tinygrad_llm.training.evaluation import Batch, Evaluation, Stopped, evaluate
 from tinygrad_llm.training.metrics import MetricsFile, plot_losses
 from tinygrad_llm.training.resuming import check_same_run, describe_model, identity, restore, training_state
 from tinygrad_llm.training.signals import Interrupted, StopSignals
 from tinygrad_llm.training.workers import ChildTraceback, WorkerError
+
+CLOCK_TICK = 1e-9  # seconds, for a clock that stood still or was set back
 
 if TYPE_CHECKING:
     from tinygrad_llm.training.trainer import Trainer
@@ -91,6 +96,7 @@ class Fitting:
         self.evaluated, self.saved = 0, -1  # steps
         self.folder = None if options.folder is None else CheckpointFolder(options.folder, options.keep)
         self.metrics: MetricsFile | None = None
+        self.moved: FolderMovedError | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Fitting:
@@ -125,9 +131,11 @@ class Fitting:
             while True:
                 self._evaluate_if_due(stop)
                 self._save_if_due(stop)
-                if stop or self.trainer.steps_done >= self.options.steps:
+                if stop or self.moved or self.trainer.steps_done >= self.options.steps:
                     break
                 self._step(bar)
+        if self.moved and self.folder is not None:
+            raise CheckpointError(f"{self.moved}; step {self.saved} is saved in {self.folder.folder}, resume goes on there")
         self._plot()
         if stop:
             raise Interrupted(self._farewell(stop.signum), stop.signum, self._result())
@@ -142,7 +150,7 @@ class Fitting:
         except Exception as error:
             self._save_what_is_whole(error, position)
             raise
-        seconds, tokens = time.perf_counter() - began, int(np.size(targets))
+        seconds, tokens = max(time.perf_counter() - began, CLOCK_TICK), int(np.size(targets))
         self.losses.append(loss)
         self.tokens, self.seconds = self.tokens + tokens, self.seconds + seconds
         self._write({"step": self.trainer.steps_done, "loss": loss, "lr": self.trainer.lr,
@@ -197,8 +205,19 @@ class Fitting:
         step = self.trainer.steps_done
         if self.folder is None or self.saved == step:
             return
-        if stop or self.saved < 0 or self._is_due(step, self.options.checkpoint_every):
+        if stop or self.moved or self.saved < 0 or self._is_due(step, self.options.checkpoint_every):
             self._save(step, self.folder)
+
+    def _watch(self, folder: CheckpointFolder) -> None:
+        """A folder that is moved or removed ends the run, saved: before a line or a file goes into another one in its place."""
+        try:
+            folder.check()
+        except FolderMovedError as moved:
+            before = folder.folder
+            folder.follow(moved)
+            self.moved = moved
+            if self.metrics is not None and self.metrics.path.parent == before:
+                self.metrics.path = folder.folder / self.metrics.path.name
 
     def _save(self, step: int, folder: CheckpointFolder) -> None:
         self._keep_metrics(lambda metrics: metrics.sync())
@@ -239,14 +258,19 @@ class Fitting:
             raise ValueError(f"folder: got {str(folder.folder)!r}, which holds a run ({folder.steps()[-1].name}), "
                              "expected an empty folder, or resume=True to go on with it")
         tensors, metadata, path = folder.latest()
-        run = metadata.get("run") or {"identity": {}}
+        contents = partial(faults_of, path, "contents that no run can go on from", "those of Trainer.fit")
+        with contents():
+            check_metadata(metadata)
+            run = metadata.get("run") or {"identity": {}, "evaluated": 0, "best": None}
+            check_run(run, metadata["step"])
         if self.trainer.automatic:  # here or on another machine: the bits are those of the number that began the run
             self._identity["workers"] = run["identity"].get("workers")
             self.trainer.workers = self._identity["workers"] or 1
         check_same_run(run["identity"], self._identity, path)
-        restore(self.trainer, self.batches, tensors, run, metadata["step"])
+        with contents():
+            restore(self.trainer, self.batches, tensors, run, metadata["step"])
         self.saved, self.evaluated, self.best = metadata["step"], run["evaluated"], run["best"]
-        saved = metadata["evaluation"]
+        saved = metadata.get("evaluation")
         self.evaluation = Evaluation(**saved) if saved else None
 
     def _check_steps(self) -> None:
@@ -279,13 +303,16 @@ class Fitting:
 
     def _say(self, line: str) -> None:
         if self.options.progress:
-            tqdm.write(line, file=sys.stderr)
+            with suppress(OSError):  # a terminal that is gone, a pipe that nobody reads, a full disk: not worth a run
+                tqdm.write(line, file=sys.stderr)
 
     def _write(self, record: dict[str, Any]) -> None:
         self._keep_metrics(lambda metrics: metrics.write(record))
 
     def _keep_metrics(self, do: Callable[[MetricsFile], None]) -> None:
         """A line of metrics is not worth a run: where it cannot be written, a warning says so, and no more is tried."""
+        if self.folder is not None:
+            self._watch(self.folder)
         if self.metrics is not None:
             try:
                 do(self.metrics)

@@ -25,12 +25,13 @@ import numpy as np
 
 from tinygrad_llm.autograd import default_generator
 from tinygrad_llm.checkpoint import CheckpointError, CheckpointFolder, Loaded, load_checkpoint
+from tinygrad_llm.checkpoint.file import faults_of
 from tinygrad_llm.data import PairDataset, SequenceDataset, Tokenizer, tokenizer_from_dict
 from tinygrad_llm.model import Transformer, TransformerConfig
 from tinygrad_llm.nn import Module
+from tinygrad_llm.training.contents import LIBRARY, check_metadata, check_state
 
 HASHED_AT_ONCE = 1 << 20  # tokens
-LIBRARY = "(library)"  # no name of an attribute
 
 
 class LoadedModel(NamedTuple):
@@ -50,17 +51,16 @@ def load_model(path: str | PathLike[str]) -> LoadedModel:
     if not isinstance(path, str | PathLike):
         raise TypeError(f"path: got {path!r}, expected the path of a checkpoint, or of a run's folder")
     tensors, metadata, source = _read(Path(path))
-    try:
+    with faults_of(source, "no model that can be built", "one of Trainer"):
+        check_metadata(metadata)
         config = TransformerConfig.from_dict(metadata["config"])
         model = Transformer(config, dtype=next(iter(tensors.values())).dtype)
         model.load_state_dict(tensors)
-    except (KeyError, ValueError, TypeError, StopIteration) as error:
-        raise CheckpointError(f"{source}: got no model that can be built ({error}), expected one of Trainer") from None
+        saved = metadata.get("tokenizer")
+        tokenizer = tokenizer_from_dict(saved) if saved is not None else None
     model.eval()
-    saved = metadata.get("tokenizer")
-    tokenizer = tokenizer_from_dict(saved) if saved is not None else None
     about = {key: value for key, value in metadata.items() if key != "run"}
-    return LoadedModel(model, tokenizer, {**about, "path": str(source)})
+    return LoadedModel(model, tokenizer, {"step": None, "about": {}, **about, "path": str(source)})
 
 
 def _read(path: Path) -> Loaded:
@@ -101,7 +101,8 @@ def training_state(trainer: Any, batches: Any) -> dict[str, Any]:
 
 
 def restore(trainer: Any, batches: Any, tensors: Mapping[str, np.ndarray], run: Mapping[str, Any], step: int) -> None:
-    """The inverse of training_state and of the model's state_dict."""
+    """The inverse of training_state and of the model's state_dict. Errors: what check_state and the parts raise."""
+    check_state(run, training_state(trainer, batches), trainer.optimizer)
     trainer.model.load_state_dict(tensors)
     trainer.optimizer.load_state_dict(run["optimizer"])
     if trainer.schedule is not None:

@@ -78,7 +78,7 @@ class Trainer:
         self.model: Any = model
         self.optimizer, self.schedule, self.grad_clip, self.accumulate = optimizer, schedule, grad_clip, accumulate
         self.workers, self.automatic, self.start_method = workers, workers == "auto", start_method
-        self.capture, self._told = capture, False
+        self.capture, self._told, self._stepping = capture, False, False
         self._team: Team | None = None
         self.steps_done, self.lr = 0, math.nan
         self._grad_norm: float | None = math.nan
@@ -88,17 +88,22 @@ class Trainer:
 
         Raises FloatingPointError, naming the step, where the loss or the gradient is not finite: then weights and
         optimizer are as they were before this step. WorkerError where a worker process has ended: it says how they are.
+        RuntimeError where another thread is in a step of this trainer.
         """
+        if self._stepping:
+            raise RuntimeError("step: got a call while another thread is in one, expected one at a time")
         ids, targets = _as_rows(ids), _as_rows(targets if targets is not ids else np.array(targets))
-        self._zero_grad()
+        self._stepping = True
         try:
+            self._zero_grad()
             team = self._prepared(ids, targets)
             loss = self._step(ids, targets) if team is None else self._step_together(team, ids, targets)
+            if self.schedule is not None:
+                self.schedule.step()
+            self.steps_done += 1
         finally:
             self._zero_grad()
-        if self.schedule is not None:
-            self.schedule.step()
-        self.steps_done += 1
+            self._stepping = False
         return loss
 
     def fit(
@@ -136,14 +141,21 @@ class Trainer:
         about              anything JSON-able to be kept with the model
 
         Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGXCPU ends it after the current step: everything is saved, then Interrupted (a
-        KeyboardInterrupt) is raised; a second one does not wait. Raises FloatingPointError, naming the step, for a loss or
-        gradient that is not finite, and saves nothing more; ValueError for a folder of another run, naming what differs.
-        A WorkerError, or what a model raises in a worker, ends it too, saved unless the error says that weights are half-way.
+        KeyboardInterrupt) is raised; a second one does not wait. Outside the main thread no signal is caught: there
+        it ends so when Ctrl-C has ended the main thread, and in a daemon thread whenever the program ends.
+        Raises FloatingPointError, naming the step, for a loss or gradient that is not finite, and saves nothing more;
+        ValueError for a folder of another run, naming what differs. A WorkerError, or what a model raises in a worker, ends it
+        too, saved unless the error says that weights are half-way; and so does a folder that is moved or removed:
+        CheckpointError says where it is saved.
         """
         options = Options(steps, evaluate_on, eval_every, eval_tokens, tokenizer, folder, checkpoint_every, keep,
                           resume, metrics, plot, progress, about or {})
         with Fitting(self, batches, options) as fitting:
             return fitting.run()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no processes yet, and no programs: its first step makes them."""
+        return {**vars(self), "_team": None, "_stepping": False, "_grad_norm": self.grad_norm}
 
     def settle_workers(self, rows: int, tokens: int) -> int:
         """How many workers there are for batches of so many rows and tokens; what "auto" means is decided only once."""

@@ -85,21 +85,23 @@ class Team:
         self.model, self.optimizer, self.step = model, optimizer, 0
         self.updating = self.closed = False
         layout = Layout(trained, parameters[len(trained) :], count, batch, any(g["amsgrad"] for g in optimizer.param_groups))
-        self.flat = Flat(layout)
+        context = multiprocessing.get_context(method)
+        with _told_by_the_system(count):  # before anything is moved
+            links = [context.Pipe(duplex=False) for _ in range(count - 1)]
+            self.blas = ThreadpoolController().select(user_api="blas")
+            self.flat = Flat(layout)
         self.lodging = Lodging(optimizer, parameters, self.flat)
         self.lodging.enter()
         give_back_freed()
         self.streams = Streams(model)
-        context = multiprocessing.get_context(method)
-        links = [context.Pipe(duplex=False) for _ in range(count - 1)]
         self.worker = Worker(0, (None, links[0][1] if links else None), model, parameters, self.flat, accumulate, compute)
         self.present = self.flat.present()
-        self.blas = ThreadpoolController().select(user_api="blas")
         self.children: list[Child] = []
         self.signature = self._signature()
         _end_at_exit(self)
         try:
-            self._start(context, links, (model, parameters, self.flat, accumulate, compute))
+            with _told_by_the_system(count):
+                self._start(context, links, (model, parameters, self.flat, accumulate, compute))
         except BaseException:
             self.close()
             raise
@@ -251,6 +253,16 @@ class Team:
         """In a process that was forked from this one, and is no worker: it has weights and moments of its own from now on."""
         self.closed = True
         self.lodging.leave()
+
+
+@contextmanager
+def _told_by_the_system(count: int) -> Iterator[None]:
+    """What it refuses (descriptors, shared memory) is said with what it was for."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkerError(f"workers: got too little from the system for {count} ({error.strerror or error}), expected pipes "
+                          "and memory that they share; fewer need less") from error
 
 
 class Child:
