@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import sys
+import tomllib
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -336,7 +337,9 @@ def test_without_torch_a_line_says_what_to_install(arguments, folder, capsys, mo
     for module in [name for name in sys.modules if name.partition(".")[0] == "reference"]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "torch", None)
-    captured = refused(capsys, arguments.split(), r"torch: got no PyTorch, expected .*: pip install 'tinygrad-llm\[torch\]'$")
+    captured = refused(capsys, arguments.split(), r"torch: got no PyTorch, expected it here: \S+ -m pip install 'torch>=2.13'$")
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert extras["torch"] == ["torch>=2.13"]
     assert captured.out == ""
     assert not Path("new").exists()
 

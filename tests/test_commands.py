@@ -18,18 +18,26 @@ from tinygrad_llm.cli.program import NAME, as_typed, python_as_typed
 
 GIVEN = givencommands.given()
 NO_COMMANDS = {  # names of commands, and texts that only begin like one
-    "tinygrad-llm generate", "python -m tinygrad_llm", "python -m benchmarks", "python -m",
-    "python -m benchmarks run | decode | ops | crossover | scaling | report",
+    "python -m tinygrad_llm", "python -m benchmarks", "python -m",
+    "python -m benchmarks run | decode | ops | crossover | scaling | report | compare", "python -m benchmarks decode",
+    "python -m benchmarks report", "tinygrad-llm generate",
     "make the gradients part of a graph, so that they can be differentiated again",
 }
 TINY = "--d-model 8 --context-length 4 --vocab-size 11 --draws 0 --steps 5"
 SMALL = "--d-model 8 --n-heads 2 --n-layers 1 --context-length 8 --batch-size 2"
+QUICK = "--rounds 1 --seconds 0.02"
 SHORTER = [  # what is added, so that a run takes seconds, unless nightly; the first pattern that is found counts
-    (r" --resume| --print-config", ""), (r"tinygrad-llm train", "--steps 2 --eval-tokens 100"),
+    (r"train --resume| --print-config", ""), (r"tinygrad-llm train", "--steps 2 --eval-tokens 100"),
     (r"tinygrad-llm generate", "--max-new-tokens 5"),
     (r"tinygrad-llm profile", f"{SMALL} --vocab-size 11 --runs 1"), (r" --functions | --pack ", ""), (r" --device cuda", ""),
     (r"tinygrad-llm check .*--checkpoint", "--draws 0 --steps 5"), (r" --write-pack| --ops", TINY),
     (r"tinygrad-llm check", f"--model {TINY}"), (r"reference.train", f"--steps 2 {SMALL}"),
+    (r"benchmarks run .*torch-ddp", f"{QUICK} --grid S0 --sides numpy-fast,numpy-workers"),
+    (r"benchmarks run", f"{QUICK} --grid S0 --sides numpy-fast,numpy"),
+    (r"benchmarks decode", f"{QUICK} --grid S0 --sides numpy"),
+    (r"benchmarks ops", f"{QUICK} --ops relu --sides numpy"),
+    (r"benchmarks crossover", f"{QUICK} --d-model 16 --context 8 --batch 1 --sides numpy-fast,numpy --minutes 9"),
+    (r"benchmarks scaling", f"{QUICK} --minutes 0.001 --sides numpy-fast,numpy"),
 ]
 BOOK = "It was a dark and stormy night; the rain fell in torrents. ROMEO: To be? JULIET: What else.\n" * 60
 MINE = """
@@ -46,8 +54,9 @@ def torch_norm(x, w, b=0):
 def shell(line, folder):
     """(exit code, stdout, stderr) of a line, where the shell finds this Python and its programs, and Python this checkout."""
     environment = os.environ | {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")} | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]), "PYTHONPATH": str(ROOT), "S": "numpy"}
+    done = subprocess.run(["bash", "-c", line], cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True,
+                          text=True, timeout=300)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -60,7 +69,8 @@ def place(tmp_path_factory):
         (folder / name).write_text(BOOK)
     (folder / "mine.py").write_text(MINE)
     lines = [shorter(f"{NAME} train --corpus mybook.txt {SMALL} --out runs/demo"), "cp -r runs/demo runs/mine",
-             f"{NAME} train --preset tiny --print-config > my.toml", shorter(f"{NAME} check --write-pack pack")]
+             f"{NAME} train --preset tiny --print-config > my.toml", shorter(f"{NAME} check --write-pack pack"),
+             shorter("python -m benchmarks run --out records.jsonl")]
     for line in lines:
         code, _, err = shell(line, folder)
         assert code == 0, err
@@ -77,6 +87,10 @@ def shorter(text):
 
 def run_as_given(text, place, folder):
     here = shutil.copytree(place, folder / "here")
+    if "benchmarks report" in text or "benchmarks compare" in text:
+        (here / "docs").mkdir()
+        for name in re.findall(r"\S+\.jsonl", text):
+            shutil.copy(here / "records.jsonl", here / name)
     if "--write-pack" in text:
         shutil.rmtree(here / "pack")
     if " train" in text and "--resume" not in text:
@@ -85,7 +99,7 @@ def run_as_given(text, place, folder):
 
 
 RUN = [one for one in GIVEN if one.text not in NO_COMMANDS
-       and re.search(r"\btinygrad-llm |python -m (tinygrad_llm|reference)", one.text)]
+       and re.search(r"\btinygrad-llm |python -m (tinygrad_llm|reference|benchmarks)", one.text)]
 
 
 @pytest.mark.parametrize("one", RUN, ids=[one.text for one in RUN])
@@ -102,7 +116,7 @@ def test_it_runs(one, place, tmp_path):
 def test_no_command_is_left_out():
     others = {one.text for one in GIVEN} - {one.text for one in RUN}
     assert others >= NO_COMMANDS
-    elsewhere = r"make |pip install|python examples/|python -m benchmarks"
+    elsewhere = r"make |pip install|python examples/"
     assert [text for text in others - NO_COMMANDS if not re.match(elsewhere, text)] == []
     assert len(RUN) > 40
 
