@@ -20,6 +20,7 @@ from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from tinygrad_llm.autograd.errors import AutogradError
 from tinygrad_llm.autograd.trees import flatten
+from tinygrad_llm.ops import gaps
 
 _NUMBERS = itertools.count()
 
@@ -309,7 +310,7 @@ def _ufunc(ufunc: Any, method: str, inputs: Any, kwargs: Any) -> Any:
     if out is None or not has_level(out, level):  # `a *= b` binds a to what comes back
         found = ufunc(*operands, **kwargs)
         return tuple([Batched(f, level) for f in found]) if isinstance(found, tuple) else Batched(found, level)
-    ufunc(*operands, out=_aligned(out, level, out.ndim), **kwargs)
+    gaps.call(ufunc, *operands, out=_aligned(out, level, out.ndim), **kwargs)
     return out
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.functions import create, elementwise, reductions, shapes
-from tinygrad_llm.functions.base import axis_of, dims_of, dtype_of, only, spelled, tensor_like, to
+from tinygrad_llm.functions.base import axis_of, dims_of, dtype_of, names_none, only, spelled, tensor_like, to
 from tinygrad_llm.ops import DtypeError
 from tinygrad_llm.ops.opaque import as_values
 from tinygrad_llm.ops.reduce import axes_of
@@ -109,7 +109,7 @@ def _constant(function: Any) -> Callable[[Tensor], Tensor]:
 def _truth(name: str, function: Any) -> Callable[..., Tensor]:
     @spelled
     def method(self: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-        axes = () if dim in ((), []) else axes_of(name, self, dims_of(name, self, dim))
+        axes = () if names_none(dim) else axes_of(name, self, dims_of(name, self, dim))
         found = as_values(function(as_values(self), axis=axes, keepdims=keepdim))
         return Tensor.from_array(found.astype(self.dtype) if self.dtype == np.uint8 else found)  # torch's only exception
 

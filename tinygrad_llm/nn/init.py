@@ -14,6 +14,7 @@ from tinygrad_llm.autograd import Tensor, no_grad
 from tinygrad_llm.autograd.randomness import chosen
 from tinygrad_llm.functions.random import RangeError
 from tinygrad_llm.ops import ShapeError
+from tinygrad_llm.ops.numbers import plain
 
 __all__ = [
     "calculate_gain", "constant_", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "trunc_normal_", "uniform_",
@@ -98,13 +99,13 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: Random = None) -> Tensor:
     """U(−a, a), a = gain √(6 / (fan_in + fan_out)).   Glorot & Bengio 2010"""
-    a = gain * math.sqrt(6 / sum(_fans("xavier_uniform_", tensor)))
+    a = plain(gain) * math.sqrt(6 / sum(_fans("xavier_uniform_", tensor)))
     return uniform_(tensor, -a, a, generator)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: Random = None) -> Tensor:
     """N(0, σ²), σ = gain √(2 / (fan_in + fan_out)).   Glorot & Bengio 2010"""
-    return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(_fans("xavier_normal_", tensor))), generator)
+    return normal_(tensor, 0.0, plain(gain) * math.sqrt(2 / sum(_fans("xavier_normal_", tensor))), generator)
 
 
 def kaiming_uniform_(

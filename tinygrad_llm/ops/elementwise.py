@@ -156,6 +156,13 @@ def sigmoid(x: Any) -> tuple[Any, Vjp]:
     return out, lambda g: (g * (small / np.square(1 + small)),)
 
 
+@op(x="~B", torch="F.silu(x)")
+def silu(x: Any) -> tuple[Any, Vjp]:
+    """x σ(x).   Elfwing et al. 2017, arXiv:1702.03118.   dx = g · (σ + x σ (1 − σ)), of which no part but g is ever large"""
+    s = compute(sigmoid, x)
+    return x * s, lambda g: (g * (s + x * s * (1 - s)),)
+
+
 @op(x="~B != 0", kinked=True, torch="torch.abs(x)")
 def abs(x: Any) -> tuple[Any, Vjp]:
     """|x|.   dx = g · sign x, 0 at 0 and at nan as in torch"""

@@ -19,6 +19,8 @@ def total(x: Any, axes: Iterable[int], keepdims: bool = False) -> Any:
     NumPy adds pairwise along contiguous memory only; over a slow axis it adds one row after another, an error that
     grows with the number of rows. Leading axes go through products with ones, others are brought to the end first.
     """
+    if x.dtype == np.float16:  # what is added up may be beyond it where the sum is not
+        return total(x.astype(np.float32), axes, keepdims).astype(np.float16)
     shape, n = x.shape, x.ndim
     axes = tuple(sorted([axis % n for axis in axes]))
     count = len(axes)
