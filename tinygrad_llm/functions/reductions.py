@@ -219,7 +219,7 @@ def _squares(x: Any, centre: Tensor, dim: Dim, keepdim: bool) -> Tensor:
 
 
 def _or_in_double(function: Callable[[Any], Tensor], x: Any, least: float = 1e-14) -> Tensor:
-    """function(x), which adds up squares; where it is not between least and ∞ these may have been beyond float32: then in float64."""
+    """function(x), which adds up squares, which may have left float32 where it is not between least and ∞: then in float64."""
     found = function(x)
     if x.dtype != np.float32:
         return found

@@ -54,7 +54,7 @@ def div(x: Any, y: Any) -> tuple[Any, Vjp]:
     """x / y.   dx = g / y,  dy = −g · x / y²"""
     if _is_number(y):
         return x / y, lambda g: (g / y, None)
-    return x / y, each(lambda g: g / y, lambda g: -g * (x / y) / y)
+    return x / y, each(lambda g: g / y, lambda g: -g * (x / y / y))
 
 
 @op(x="~B", torch="-x")

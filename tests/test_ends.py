@@ -1,0 +1,191 @@
+"""Every function at the ends of its dtype, beside torch: 0 and −0, denormals, ∞ and nan, what overflows when it is squared.
+
+A float64 result is torch's. One of float32 or float16 is torch's in that dtype, or the truth, what torch has in float64. Where
+torch itself has no answer it says so here, by name.
+"""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+import tinygrad_llm as tg
+
+INF, NAN = math.inf, math.nan
+DTYPES = pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16], ids=lambda d: d.__name__)
+RTOL = {np.float64: 1e-6, np.float32: 1e-5, np.float16: 4e-3}
+ATOL = {np.float64: 1e-14, np.float32: 1e-6, np.float16: 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def ends(dtype):
+    """Both signs of what is special to a dtype, and of what lies between."""
+    f = np.finfo(dtype)
+    most, least, tiny = float(f.max), float(f.smallest_subnormal), float(f.tiny)
+    sizes = [0, least, tiny / 4, tiny, math.sqrt(tiny) / 3, float(f.eps), 1e-3, 0.3, 0.5, 1, 1.5, 2, 3, 5.5, 8, 19.5, 20.5, 40,
+             90, 200, 800, 1e4, 1.5 * most ** (1 / 3), 1.5 * math.sqrt(most), most / 2, most, INF]
+    return np.array([*sizes, *[-s for s in sizes], NAN]).astype(dtype)
+
+
+def slopes(m, call, *arrays):
+    """[result, gradients] under cotangents of which some are larger than 1, as those of a loss that is scaled."""
+    tensors = [m.tensor(a, requires_grad=True) for a in arrays]
+    y = call(m, *tensors)
+    if y.requires_grad:
+        y.backward(m.tensor(np.resize([1.5, 0.5, -1.0, 1.25], y.shape).astype(arrays[0].dtype)))
+    return [np.asarray(y.detach(), np.float64), *[None if t.grad is None else np.asarray(t.grad, np.float64) for t in tensors]]
+
+
+def wrong(call, arrays, dtype, pardoned=lambda ours, theirs: False):
+    """(result or gradient, place, ours, torch's) wherever ours is neither torch's nor the truth."""
+    single = [a.astype(dtype) for a in arrays]
+    ours, theirs = slopes(tg, call, *single), slopes(torch, call, *single)
+    truth = theirs if dtype == np.float64 else slopes(torch, call, *[a.astype(np.float64) for a in single])
+    found = []
+    for i, (a, b, t) in enumerate(zip(ours, theirs, truth, strict=True)):
+        assert (a is None) == (b is None)
+        if a is None:
+            continue
+        rounded = t.astype(dtype).astype(np.float64)  # beyond the dtype it is infinite
+        right = close(a, b, dtype) | close(a, rounded, dtype) | (np.isnan(rounded) & close(a, b, dtype))
+        places = map(tuple, np.argwhere(~right))
+        found += [(i, place, a[place], b[place]) for place in places if not pardoned(a[place], b[place])]
+    return found
+
+
+def close(a, b, dtype):
+    return (a == b) | (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= ATOL[dtype] + RTOL[dtype] * np.abs(b))
+
+
+# Functions of one number -------------------------------------------------------------------------------------------------
+
+NUMBERS = (0.0, -0.0, 1e-7, 1e-40, 3.0, 1e5, INF, NAN)
+POWERS = (0, 1, 2, 3, -1, -2, 0.5, -0.5, 1.5, 1 / 3, -1.5, INF, -INF, NAN, 1e-3, 100, -100)
+BASES = (0, -0.0, 1, -1, 2, -2, 0.5, 10, INF, -INF, NAN, 1e-30)
+ONE = {
+    **{name: lambda m, x, name=name: getattr(m, name)(x) for name in (
+        "neg", "abs", "relu", "exp", "expm1", "log", "log1p", "sqrt", "tanh", "sin", "cos", "sigmoid", "erf", "square",
+        "reciprocal", "rsqrt", "sign")},
+    **{name: lambda m, x, name=name: getattr(m.nn.functional, name)(x) for name in ("gelu", "silu", "softplus")},
+    "gelu tanh": lambda m, x: m.nn.functional.gelu(x, approximate="tanh"),
+    "softplus of twice": lambda m, x: m.nn.functional.softplus(x, 2.0, 5.0),
+    "softplus of a tenth": lambda m, x: m.nn.functional.softplus(x, 0.1),
+    "softplus of minus": lambda m, x: m.nn.functional.softplus(x, -1.0),
+    **{f"x ** {p}": lambda m, x, p=p: x**p for p in POWERS},
+    **{f"{b} ** x": lambda m, x, b=b: b**x for b in BASES},
+    **{f"x / {c}": lambda m, x, c=c: x / c for c in NUMBERS}, **{f"{c} / x": lambda m, x, c=c: c / x for c in NUMBERS},
+    **{f"x * {c}": lambda m, x, c=c: x * c for c in NUMBERS}, **{f"{c} - x": lambda m, x, c=c: c - x for c in NUMBERS},
+    **{f"x // {c}": lambda m, x, c=c: m.div(x, c, rounding_mode="floor") for c in NUMBERS},
+    **{f"x % {c}": lambda m, x, c=c: m.remainder(x, c) for c in NUMBERS},
+    **{f"clamp at {c}": lambda m, x, c=c: m.clamp(x, min=c) for c in NUMBERS if c < 1e5},
+}
+NO_ANSWER = {  # where torch has nan, or 0, for want of an order of operations
+    "/ x": "slopes of c / x at x near 0 and ∞", "x %": "the rest of what is larger than the quotient that a float holds",
+    "gelu": "float32 infinity", "x ** 0.5": "float16's −∞, whose root is C's", "x ** -0.5": "as above", "x ** 1.5": "as above",
+}
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ONE)
+def test_functions_of_one_number_are_torchs_at_the_ends(name, dtype):
+    gives_up = any(part in name for part in NO_ANSWER)
+    pardoned = lambda a, b: gives_up and (np.isnan(b) or (dtype == np.float16 and np.isnan(a)))  # noqa: E731
+    assert wrong(ONE[name], [ends(dtype)], dtype, pardoned) == []
+
+
+# Functions of two --------------------------------------------------------------------------------------------------------
+
+TWO = {
+    "mul": lambda m, x, y: x * y, "div": lambda m, x, y: x / y, "sub": lambda m, x, y: x - y, "pow": lambda m, x, y: x**y,
+    "maximum": lambda m, x, y: m.maximum(x, y), "minimum": lambda m, x, y: m.minimum(x, y),
+    "clamp low": lambda m, x, y: m.clamp(x, min=y), "clamp high": lambda m, x, y: m.clamp(x, max=y),
+    "where": lambda m, x, y: m.where(x > y, x, y), "masked": lambda m, x, y: x.masked_fill(y > 0, 0.0),
+    "mse_loss": lambda m, x, y: m.nn.functional.mse_loss(x, y, reduction="none"),
+    "kl_div": lambda m, x, y: m.nn.functional.kl_div(x, y, reduction="none"),
+    "kl_div of logs": lambda m, x, y: m.nn.functional.kl_div(x, y, reduction="none", log_target=True),
+}
+
+
+@DTYPES
+@pytest.mark.parametrize("name", TWO)
+def test_functions_of_two_numbers_are_torchs_at_the_ends(name, dtype):
+    """kl_div's slope in a target of 0, which torch has no value for, is that of the value 0."""
+    x, y = [a.ravel() for a in np.meshgrid(ends(dtype), ends(dtype))]
+    assert wrong(TWO[name], [x, y], dtype, lambda a, b: "kl_div" in name and np.isnan(b)) == []
+
+
+# Functions of a row ------------------------------------------------------------------------------------------------------
+
+
+def rows(dtype):
+    f = np.finfo(dtype)
+    most, tiny, least = map(float, (f.max, f.tiny, f.smallest_subnormal))
+    root = math.sqrt(tiny)
+    return {
+        "zeros": [0, 0, 0, 0], "both zeros": [-0.0, 0, -0.0, 0], "∞": [INF, 1, 2, 3], "−∞": [-INF, 1, 2, 3],
+        "both ∞": [INF, -INF, 1, 2],
+        "all −∞": [-INF] * 4, "all ∞": [INF] * 4, "nan": [NAN, 1, 2, 3], "all nan": [NAN] * 4, "nan and ∞": [NAN, INF, -INF, 1],
+        "two −∞": [-INF, -INF, 0, 1], "two ∞": [INF, INF, 0, 1], "0 and ∞": [0, INF, 2, 1], "largest": [most, 1, 1, 1],
+        "squares beyond": [2 * math.sqrt(most), 1, -3, 2], "tiny": [tiny, -tiny, tiny, 0],
+        "denormal": [least, -least, least, least],
+        "squares denormal": [root / 2, root / 3, root / 9, 0], "ties": [3, 3, 1, 3], "some 0": [0, 1, 0, 2],
+        "one 0": [0, 3, 2, -5],
+        "far off": [1e4, 1e4 + 8, 1e4 - 8, 1e4], "scores": [1e4, -1e4, 0, 1e4],
+    }
+
+
+def along(name, *args, **options):
+    return lambda m, x: getattr(m, name)(x, *args, **options)
+
+
+def ones(m, like, *size):
+    return m.ones_like(like.detach()).reshape(*size)
+
+
+def cross_entropy(target, **options):
+    return lambda m, x: m.nn.functional.cross_entropy(x.reshape(1, 4), m.tensor([target]), **options)
+
+
+ROW = {
+    **{name: along(name) for name in ("sum", "mean", "amax", "amin", "max", "min", "prod", "var", "std")},
+    **{f"{name} of a row": along(name, -1)
+       for name in ("amax", "prod", "std", "logsumexp", "softmax", "log_softmax", "cumsum")},
+    **{f"norm {p}": lambda m, x, p=p: m.linalg.vector_norm(x, p, -1) for p in (0, 0.5, 1, 1.5, 2, 3, 10, -1, -2, INF, -INF)},
+    **{f"var less {c}": lambda m, x, c=c: m.var(x, correction=c) for c in (0, 2, 0.5)},
+    **{f"layer_norm {eps}": lambda m, x, eps=eps: m.nn.functional.layer_norm(x, (4,), eps=eps) for eps in (1e-5, 0.0)},
+    **{f"rms_norm {eps}": lambda m, x, eps=eps: m.nn.functional.rms_norm(x, (4,), eps=eps) for eps in (1e-5, 0.0)},
+    **{f"cross_entropy {t} {how} {e}": cross_entropy(t, reduction=how, label_smoothing=e)
+       for t in (0, 3, -100) for how in ("mean", "sum", "none") for e in (0.0, 0.1, 1.0)},
+    **{f"nll_loss {t}": lambda m, x, t=t: m.nn.functional.nll_loss(x.reshape(1, 4), m.tensor([t])) for t in (0, 3, -100)},
+    "matmul": lambda m, x: x.reshape(2, 2) @ x.reshape(2, 2), "dot": lambda m, x: m.dot(x, x),
+    "outer": lambda m, x: m.outer(x, x),
+    "addmm without input": lambda m, x: m.addmm(x.reshape(2, 2), ones(m, x, 2, 2), ones(m, x, 2, 2), beta=0),
+    "addmm without product": lambda m, x: m.addmm(ones(m, x, 2, 2), x.reshape(2, 2), x.reshape(2, 2), alpha=0),
+    "attention": lambda m, x: m.nn.functional.scaled_dot_product_attention(ones(m, x, 4, 1), ones(m, x, 4, 1), x.reshape(4, 1)),
+    "attention under a mask": lambda m, x: m.nn.functional.scaled_dot_product_attention(
+        ones(m, x, 4, 1), ones(m, x, 4, 1), ones(m, x, 4, 1), attn_mask=x.reshape(1, 4)),
+}
+KNOWN = {  # docs/semantics.md says which, and why
+    "prod": "the slope of a factor that is nan or infinite is the product of the others",
+    "var": "slopes of a row with an infinity are nan", "std": "as var",
+    "norm inf": "a nan is passed on", "norm -": "slopes of infinities are 0", "norm 0.5": "slope 0 at 0",
+    "layer_norm": "rows whose squares overflow are 0", "rms_norm": "as layer_norm", "addmm without": "0 times what is ∞ is 0",
+    "matmul": "∞ where BLAS adds in another order",
+}
+
+
+@DTYPES
+@pytest.mark.parametrize("name", ROW)
+def test_functions_of_a_row_are_torchs_at_the_ends(name, dtype):
+    known = any(name.startswith(part) for part in KNOWN)
+    pardoned = lambda a, b: known and (not b or not abs(b) < 1e300)  # noqa: E731
+    found = {row: wrong(ROW[name], [np.array(a).astype(dtype)], dtype, pardoned) for row, a in rows(dtype).items()}
+    assert {row: f for row, f in found.items() if f} == {}
