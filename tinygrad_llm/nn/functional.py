@@ -214,10 +214,11 @@ def embedding(
 def _shorten_rows(weight: Any, ids: Any, most: float, p: float) -> None:
     """Write the rows of weight that ids name and whose p-norm is above `most` again, with that norm."""
     used = np.unique(ids[(ids >= 0) & (ids < len(weight))])
-    norms = np.linalg.norm(np.asarray(weight)[used], p, axis=1)
+    rows = np.asarray(weight)[used].astype(np.float64)  # norms may be beyond the dtype
+    norms = np.linalg.norm(rows, p, axis=1)
     long = norms > most
     with no_grad():
-        weight[used[long]] = np.asarray(weight)[used[long]] * (most / (norms[long] + 1e-7))[:, None]
+        weight[used[long]] = rows[long] * (most / (norms[long] + 1e-7))[:, None]
 
 
 def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
@@ -441,6 +442,11 @@ def nll_loss(
     check_below(t, n, "nll_loss: target", "number of classes")
     if weight is not None:
         _check_weight("nll_loss", as_values(weight), n, x.dtype)
+    return _nll_loss(x, t, used, None if weight is None else as_values(weight), classes, reduction)
+
+
+@in_single
+def _nll_loss(x: Any, t: Any, used: Any, weight: Any, classes: int, reduction: str) -> Tensor:
     w = np.ones(t.shape, x.dtype) if weight is None else as_values(weight)[t]
     row = squeeze(gather(x, classes, np.expand_dims(t, classes)), classes) * -w
     row = where(used, row, 0.0) if any_of(~used) else row
@@ -468,12 +474,17 @@ def mse_loss(
                       "lead to incorrect results; please ensure they have the same size", stacklevel=2)
     shape = broadcast_shape("mse_loss", input=x.shape, target=y.shape)
     x, y = promoted(*[a if a.shape == shape else broadcast_to(a, shape) for a in (x, y)])
-    loss = square(sub(only_floats("mse_loss", x), y))
-    if weight is None:
+    w = None if weight is None else as_array_like(weight)
+    if w is not None and w.shape != np.shape(input):
+        raise ShapeError(f"mse_loss: weight: got shape {w.shape}, expected {np.shape(input)} as of input")
+    return _mse_loss(only_floats("mse_loss", x), y, w, reduction)
+
+
+@in_single
+def _mse_loss(x: Any, y: Any, w: Any, reduction: str) -> Tensor:
+    loss = square(sub(x, y))
+    if w is None:
         return _reduced(loss, reduction)
-    w, x = as_array_like(weight), as_array_like(input)
-    if w.shape != x.shape:
-        raise ShapeError(f"mse_loss: weight: got shape {w.shape}, expected {x.shape} as of input")
     return (loss * w).sum() / w.sum() if reduction == "mean" else _reduced(loss * w, reduction)
 
 

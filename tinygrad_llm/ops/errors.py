@@ -5,7 +5,7 @@ import numpy as np
 
 def of_its_own(expected: str, dtype: np.dtype) -> str:
     """What is expected in place of an array; of a dtype that is none of NumPy's, such as bfloat16, with what to write."""
-    return f"{expected} of a dtype of NumPy's own, such as x.astype(np.float32) makes" if dtype.kind == "V" else expected
+    return f"{expected}, of a dtype of NumPy's own, such as x.astype(np.float32)" if dtype.kind == "V" else expected
 
 
 class ShapeError(ValueError, RuntimeError):
