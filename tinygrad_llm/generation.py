@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import math
+import numbers
 import operator
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -294,7 +295,7 @@ def _check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:
 
 
 def _check_number(name: str, value: Any, accepts: Any, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: got {value!r}, expected {expected}")
     if not accepts(value):
         raise ValueError(f"{name}: got {value!r}, expected {expected}")
