@@ -12,6 +12,8 @@ import pytest
 import torch
 
 import tinygrad_llm as tg
+import tinygrad_llm.optim
+from tinygrad_llm.capture import compile
 
 INF, NAN = math.inf, math.nan
 DTYPES = pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16], ids=lambda d: d.__name__)
@@ -189,3 +191,61 @@ def test_functions_of_a_row_are_torchs_at_the_ends(name, dtype):
     pardoned = lambda a, b: known and (not b or not abs(b) < 1e300)  # noqa: E731
     found = {row: wrong(ROW[name], [np.array(a).astype(dtype)], dtype, pardoned) for row, a in rows(dtype).items()}
     assert {row: f for row, f in found.items() if f} == {}
+
+
+# Where float64 decides, eager and recorded --------------------------------------------------------------------------------
+
+SQUARES = {
+    "norm": lambda x: tg.norm(x), "norms of rows": lambda x: tg.norm(x, 2, -1),
+    "3-norms": lambda x: tg.linalg.vector_norm(x, 3, -1),
+    "std": lambda x: tg.std(x, -1), "var": lambda x: tg.var(x, -1), "silu": lambda x: tg.nn.functional.silu(x),
+    "addmm": lambda x: tg.addmm(x, x, x, alpha=0),
+}
+
+
+@pytest.mark.parametrize("name", SQUARES)
+def test_a_recorded_step_chooses_the_dtype_that_an_eager_one_does(name):
+    p = tg.nn.Parameter(np.ones((5, 5), np.float32))
+
+    def step():
+        y = SQUARES[name](p)
+        y.sum().backward()
+        return y.detach()
+
+    compiled = compile(step)
+    rng, many = np.random.default_rng(0), np.arange(5) + np.zeros((5, 1))
+    for values in (rng.standard_normal((5, 5)), np.zeros((5, 5)), 1e30 * (many + 1), 1e-30 * many, [
+                   [1, 2, 3, 4, 5], [0] * 5, [1e30] * 5, [1e-30, 0, 0, 0, 1e-30], [INF, 1, 1, 1, 1]]):
+        with tg.no_grad():
+            p.copy_(np.array(values, np.float32))
+        found = []
+        for run in (step, compiled):
+            p.grad = None
+            found.append([run().numpy().tobytes(), p.grad.numpy().tobytes()])
+        assert found[0] == found[1]
+    assert compiled.reason is None
+
+
+@pytest.mark.parametrize("norm", [lambda x: tg.norm(x), lambda x: np.linalg.norm(x), lambda x: tg.std(x, correction=0)])
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-20, 1e20, 1e30])
+def test_a_norm_of_float32_is_right_where_squares_are_not(norm, size):
+    x = tg.tensor(np.array([3, -3, 3, -3]) * size, dtype=np.float32, requires_grad=True)
+    y = norm(x)
+    y.backward()
+    many = 3 if norm(tg.tensor([3.0, -3.0, 3.0, -3.0])).item() == 3 else 6
+    np.testing.assert_allclose(y.item() / size, many, 1e-5)
+    np.testing.assert_allclose(x.grad.numpy(), np.array([1, -1, 1, -1]) * many / 12, 1e-5)
+
+
+def test_one_large_gradient_does_not_stop_adamw_for_ever():
+    """g² of float32 is infinite from 1.8e19 on, (1 − β₂) g² is not."""
+    found = []
+    for m, adamw, parameter in ((tg, tg.optim.AdamW, tg.nn.Parameter), (torch, torch.optim.AdamW, torch.nn.Parameter)):
+        p = parameter(m.ones(2))
+        optimizer = adamw([p], lr=0.1, weight_decay=0.0, betas=(0.0, 0.5))
+        for g in ([2e19, -5e19], [1.0, 1.0], *[[1.0, 1.0]] * 80):
+            p.grad = m.tensor(g)
+            optimizer.step()
+        found.append(p.detach().numpy())
+    np.testing.assert_allclose(*found, 1e-4)
+    assert (np.abs(found[0]) > 0.2).all()

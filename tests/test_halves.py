@@ -11,7 +11,7 @@ import pytest
 import tinygrad_llm as tg
 from tinygrad_llm import nn
 from tinygrad_llm.generation import next_token_probabilities
-from tinygrad_llm.optim import AdamW, get_total_norm
+from tinygrad_llm.optim import AdamW, clip_grad_norm_, get_total_norm
 
 F, half = tg.nn.functional, np.float16
 MANY, SPIKES = np.ones(5000, half), np.array([60000] * 40 + [-60000] * 40, half)
@@ -59,9 +59,12 @@ SUMS = {  # (call, argument, result): more than 2048 ones, or halves of a sum th
 }
 GRADIENTS = {  # (function of a small tensor, whose gradient is a sum of many)
     "a bias": (lambda b: F.linear(tg.ones(80, 1, dtype=half), tg.ones(1, 1, dtype=half), b) * tg.tensor(SPIKES)[:, None], 0),
+    "a weight": (lambda b: F.linear(tg.ones(8000, 1, dtype=half), b[None]) * tg.tensor(np.tile(SPIKES, 100))[:, None], 0),
     "a factor": (lambda b: tg.tensor(SPIKES)[:, None] * b, 0),
     "expand": (lambda b: b.expand(80, 1) * tg.tensor(SPIKES)[:, None], 0),
     "embedding": (lambda b: F.embedding(np.zeros(5000, int), b[:, None]), 5000),
+    "embedding of few": (lambda b: F.embedding(np.zeros(80, int), b[:, None]) * tg.tensor(SPIKES)[:, None], 0),
+    "embedding of many": (lambda b: F.embedding(np.zeros(8000, int), b[:, None]) * tg.tensor(np.tile(SPIKES, 100))[:, None], 0),
     "an index": (lambda b: b[np.zeros(5000, int)], 5000),
     "gather": (lambda b: tg.gather(b, 0, np.zeros(5000, int)), 5000),
     "take_along_dim": (lambda b: tg.take_along_dim(b, np.zeros(5000, int), 0), 5000),
@@ -94,6 +97,16 @@ def test_adamw_takes_steps_of_float16(amsgrad):
     optimizer.step()
     np.testing.assert_allclose(p.tolist(), [1, 0.9, 1.1, 0.9], 1e-3)
     assert {a.dtype for a in optimizer.state[p].values() if isinstance(a, np.ndarray)} == {np.dtype(half)}
+
+
+def test_gradients_of_float16_are_scaled_in_float32():
+    """The scale is 4e-9, which is 0 in float16."""
+    parameters = [nn.Parameter(np.ones(2**16, half)) for _ in range(4)]
+    for p in parameters:
+        p.grad = tg.tensor(np.full(2**16, 60000, half))
+    norm = clip_grad_norm_(parameters, 0.125)
+    assert norm.item() == 60000 * 2**9
+    np.testing.assert_allclose(parameters[0].grad.numpy().astype(float), 0.125 / 2**9, 0.02)
 
 
 # bfloat16 ----------------------------------------------------------------------------------------------------------------

@@ -130,6 +130,13 @@ WHOLE = {
     "padding_idx": lambda v: F.embedding(np.array([1]), X, padding_idx=v), "Linear": lambda v: nn.Linear(v, v).weight,
     "Embedding": lambda v: nn.Embedding(v, v).weight, "normalized_shape": lambda v: F.layer_norm(X[:, :1], v),
     "+": lambda v: X + v, "**": lambda v: X**v, "//": lambda v: X // v,
+    "argnums": lambda v: tg.func.grad(lambda a, b: (a * b).sum(), v)(X, X), "argnums of hessian": lambda v: tg.func.hessian(
+        lambda a, b: (a * b * b).sum(), (0, v))(X[0], X[1]),
+    "in_dims": lambda v: tg.func.vmap(lambda a: a * 2, v, v)(X), "in_dims of two": lambda v: tg.func.vmap(
+        lambda a, b: a * b, (v, None))(X, X[:, 0]),
+    "chunk_size": lambda v: tg.func.vmap(lambda a: a * 2, chunk_size=v)(X),
+    "backward": lambda v: (p := tg.tensor(ROWS, requires_grad=True), p.sum().backward(v), p.grad)[2],
+    "alpha of integers": lambda v: tg.addmm(*[tg.ones(1, 1, dtype=int)] * 3, alpha=v),
 }
 
 

@@ -292,13 +292,21 @@ def clip_grad_norm_(
     if hasattr(norm, "__record_call__"):  # its value is not known yet
         scale = np.minimum(max_norm / (norm + 1e-6), 1.0)  # of nan it is nan
         for g in grads:
-            g._write(lambda a: np.multiply(a, scale.astype(a.dtype), out=a))
+            g._write(lambda a: _multiply(a, scale.astype(np.float32 if a.dtype == np.float16 else a.dtype)))
         return Tensor.from_array(norm)
     scale = max_norm / (float(norm) + 1e-6)
     if scale < 1 or math.isnan(scale):
         for g in grads:
-            g._write(lambda a: np.multiply(a, scale, out=a))
+            g._write(lambda a: _multiply(a, scale))
     return Tensor.from_array(norm)
+
+
+def _multiply(a: Any, scale: Any) -> None:
+    """a ← a · scale. A scale may be 0 in float16 where a · scale is not."""
+    if a.dtype == np.float16:
+        a[...] = a.astype(np.float32) * scale
+    else:
+        np.multiply(a, scale, out=a)
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None) -> None:
@@ -413,7 +421,7 @@ class WarmupCosine:
             raise ValueError(f"WarmupCosine: got warmup_steps={warmup_steps}, total_steps={total_steps}, "
                              f"min_ratio={min_ratio}, expected warmup_steps >= 0, total_steps >= 1, min_ratio in [0, 1]")
         self.optimizer, self.warmup_steps, self.total_steps, self.min_ratio = optimizer, warmup_steps, total_steps, min_ratio
-        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.base_lrs = [plain(group["lr"]) for group in optimizer.param_groups]
         self.last_step = 0
         self._set()
 

@@ -130,7 +130,7 @@ class Batched(np.lib.mixins.NDArrayOperatorsMixin):
 
     def transpose(self, *axes: Any) -> Batched:
         """As ndarray.transpose."""
-        order = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
+        order = axes[0] if len(axes) == 1 and not isinstance(axes[0], int | np.integer) else axes
         dims = normalize_axis_tuple(order, self.ndim) if order else tuple(reversed(range(self.ndim)))
         return self._view(self.data.transpose((0, *[d + 1 for d in dims])))
 

@@ -12,6 +12,7 @@ from tinygrad_llm.functions.elementwise import add, mul, where
 from tinygrad_llm.functions.reductions import sum
 from tinygrad_llm.functions.shapes import broadcast_to, reshape
 from tinygrad_llm.ops import DtypeError, ShapeError, linalg
+from tinygrad_llm.ops.numbers import plain
 
 
 def matmul(input: Any, other: Any) -> Tensor:
@@ -82,6 +83,7 @@ def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: flo
 
 def _scaled_sum(name: str, input: Any, factors: list[Any], beta: float, alpha: float) -> Tensor:
     """Where alpha is 0, the product counts for nothing either."""
+    beta, alpha = plain(beta), plain(alpha)
     x, half = as_array_like(input), all(a.dtype == np.float16 for a in factors)
     if half and x.dtype == np.float16:  # only the result is rounded
         return to(_scaled_sum(name, to(x, np.float32), [to(a, np.float32) for a in factors], beta, alpha), np.float16)
