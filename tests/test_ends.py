@@ -87,6 +87,7 @@ ONE = {
     **{f"x * {c}": lambda m, x, c=c: x * c for c in NUMBERS}, **{f"{c} - x": lambda m, x, c=c: c - x for c in NUMBERS},
     **{f"x // {c}": lambda m, x, c=c: m.div(x, c, rounding_mode="floor") for c in NUMBERS},
     **{f"x % {c}": lambda m, x, c=c: m.remainder(x, c) for c in NUMBERS},
+    **{f"round to {n}": lambda m, x, n=n: x.round(decimals=n) for n in (0, 1, 3, 5, -1, -3)},
     **{f"clamp at {c}": lambda m, x, c=c: m.clamp(x, min=c) for c in NUMBERS if c < 1e5},
 }
 NO_ANSWER = {  # where torch has nan, or 0, for want of an order of operations
@@ -249,3 +250,46 @@ def test_one_large_gradient_does_not_stop_adamw_for_ever():
         found.append(p.detach().numpy())
     np.testing.assert_allclose(*found, 1e-4)
     assert (np.abs(found[0]) > 0.2).all()
+
+
+# What is rounded and drawn -----------------------------------------------------------------------------------------------
+
+
+@DTYPES
+@pytest.mark.parametrize("decimals", [40, 320, 2**40])
+def test_more_decimals_than_a_dtype_has_change_nothing(decimals, dtype):
+    """torch has nan, for its scale is infinite."""
+    x = tg.tensor(ends(dtype)[[10, 20, -10, -1, -2, 0]])
+    np.testing.assert_allclose(x.round(decimals=decimals).numpy(), x.numpy(), 1e-15 if dtype == np.float64 else 1e-6)
+    assert tg.tensor([1.0, -7e3]).to(dtype).round(decimals=-decimals).tolist() == [0, 0]
+
+
+def test_decimals_are_counted():
+    with pytest.raises(TypeError, match=r"round: decimals: got 0\.5, expected an integer"):
+        tg.ones(2).round(decimals=0.5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"mean": NAN}, {"mean": INF}, {"std": INF}, {"std": NAN}, {"std": 0}, {"a": NAN}, {"b": NAN}])
+def test_what_has_no_distribution_is_refused(options):
+    with pytest.raises(ValueError, match=r"^trunc_normal_: .*: got .*, expected"):
+        tg.nn.init.trunc_normal_(tg.ones(2), **options)
+
+
+@pytest.mark.parametrize(("options", "low", "high"), [
+    ({"a": -INF, "b": INF}, -9, 9), ({"a": 1e308, "b": 1e308}, 1e308, 1e308), ({"std": 1e-320, "mean": 5.0}, 2, 2),
+    ({"a": 1e200, "b": 1e201}, 1e200, 1e200), ({"a": -1e308, "b": -1e300}, -1e300, -1e300), ({"std": 1e-300}, -1e-298, 1e-298),
+])
+def test_normal_numbers_between_any_bounds_end(options, low, high):
+    x = tg.nn.init.trunc_normal_(tg.zeros(9, dtype=np.float64), **options)
+    assert ((x >= low) & (x <= high)).all()
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("float32", -3.4e38, 3.4e38), ("float32", 0, 1e300), ("float16", -4e4, 4e4),
+                                                    ("float16", 0, 7e4), ("float64", -1e308, 1e308)])
+def test_a_range_that_the_dtype_cannot_span_is_refused(dtype, low, high):
+    """It had given the upper end each time, or nan."""
+    with pytest.raises(ValueError, match=r"uniform_: from, to: got .*, .* for float.., expected numbers at most .* apart"):
+        tg.zeros(2, dtype=dtype).uniform_(low, high)
+    with pytest.raises(RuntimeError):
+        torch.zeros(2, dtype=getattr(torch, dtype)).uniform_(low, high)

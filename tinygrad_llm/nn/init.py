@@ -57,13 +57,17 @@ def trunc_normal_(
     tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, generator: Random = None
 ) -> Tensor:
     """N(mean, std²), but drawn again where it lies outside [a, b]."""
-    if not a <= b or not std > 0:
+    mean, std, a, b = map(plain, (mean, std, a, b))
+    if not a <= b or not 0 < std < math.inf:
         raise RangeError(f"trunc_normal_: std, a, b: got {std}, {a} and {b}, expected std > 0 and a <= b")
+    if not math.isfinite(mean):
+        raise RangeError(f"trunc_normal_: mean: got {mean}, expected a finite number")
     if mean < a - 2 * std or mean > b + 2 * std:
         warnings.warn(f"trunc_normal_: mean: got {mean}, expected one that is at most 2 std from [{a}, {b}]: values pile up at "
                       "its ends", stacklevel=2)
     random = chosen("trunc_normal_: generator", generator)
-    values = mean + std * _truncated(random, tensor.numel(), (a - mean) / std, (b - mean) / std)
+    low, high = [min(max((end - mean) / std, -1e300), 1e300) for end in (a, b)]
+    values = mean + std * _truncated(random, tensor.numel(), low, high)
     with no_grad():
         return tensor.copy_(np.clip(values, a, b).astype(tensor.dtype).reshape(tensor.shape))
 
@@ -80,7 +84,7 @@ def _truncated(generator: np.random.Generator, count: int, low: float, high: flo
     while len(found) < count:
         n = 2 * (count - len(found)) + 16
         x = generator.standard_normal(n) if often else generator.uniform(low, high, n)
-        kept = (x >= low) & (x <= high) if often else generator.random(n) <= np.exp((m * m - x * x) / 2)
+        kept = (x >= low) & (x <= high) if often else generator.random(n) <= np.exp((m - x) * (m / 2 + x / 2))
         found = np.concatenate([found, x[kept]])
     return found[:count]
 
