@@ -289,7 +289,7 @@ def test_normal_numbers_between_any_bounds_end(options, low, high):
                                                     ("float16", 0, 7e4), ("float64", -1e308, 1e308)])
 def test_a_range_that_the_dtype_cannot_span_is_refused(dtype, low, high):
     """It had given the upper end each time, or nan."""
-    with pytest.raises(ValueError, match=r"uniform_: from, to: got .*, .* for float.., expected numbers at most .* apart"):
+    with pytest.raises(ValueError, match=r"uniform_: from, to: got .*, .* for float.., expected ones at most .* apart"):
         tg.zeros(2, dtype=dtype).uniform_(low, high)
     with pytest.raises(RuntimeError):
         torch.zeros(2, dtype=getattr(torch, dtype)).uniform_(low, high)

@@ -268,7 +268,7 @@ def uniform_(self: Tensor, *bounds: Any, generator: Any = None, **named: Any) ->
     if not all(isinstance(b, numbers.Real) and math.isfinite(b) for b in (low, high)) or low > high:
         raise RangeError(f"uniform_: from, to: got {low!r} and {high!r}, expected numbers, the first not above the second")
     if max(-low, high, high - low) > (most := float(np.finfo(self.dtype).max)):
-        raise RangeError(f"uniform_: from, to: got {low!r}, {high!r} for {self.dtype}, expected numbers at most {most:.4g} apart")
+        raise RangeError(f"uniform_: from, to: got {low!r}, {high!r} for {self.dtype}, expected ones at most {most:.4g} apart")
     fill = partial(_uniform, low=low, high=high)
     return _filled("uniform_", self, lambda: _draw("uniform_", self.shape, self.dtype, generator, fill))
 
