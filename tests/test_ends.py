@@ -194,6 +194,33 @@ def test_functions_of_a_row_are_torchs_at_the_ends(name, dtype):
     assert {row: f for row, f in found.items() if f} == {}
 
 
+# Cotangents that are infinite, or nearly ----------------------------------------------------------------------------------
+
+
+@DTYPES
+@pytest.mark.parametrize(("call", "wanted"), [
+    (lambda x: x**0, [0, 0, 0, 0]), (lambda x: x ** tg.zeros_like(x), [0, 0, 0, 0]), (lambda x: tg.max(x), [0, 0, 0, INF]),
+    (lambda x: tg.min(x), [INF, 0, 0, 0]), (lambda x: tg.amax(x, 0), [0, 0, 0, INF]), (lambda x: tg.amin(x, 0), [INF, 0, 0, 0]),
+    (lambda x: x.relu(), [0, 0, INF, INF]), (lambda x: x.clamp(0.5, 2.0), [0, 0, INF, 0]),
+    (lambda x: tg.max(x, 0)[0], [0, 0, 0, INF]),
+    (lambda x: tg.where(x > 0, x, 1.0), [0, 0, INF, INF]), (lambda x: tg.maximum(x, tg.zeros_like(x) + 2), [0, 0, 0, INF]),
+])
+def test_what_takes_no_gradient_takes_none_of_an_infinite_one(call, wanted, dtype):
+    """0 · ∞ is nan: of torch's functions amax and amin have it there."""
+    x = tg.tensor(np.array([-1, 0, 1, 3], dtype), requires_grad=True)
+    y = call(x)
+    y.backward(tg.ones_like(y) * INF)
+    assert x.grad.tolist() == wanted
+
+
+@DTYPES
+def test_twice_the_largest_cotangent_times_nothing_is_nothing(dtype):
+    x = tg.tensor(np.array([0, -0.25, 0.25], dtype), requires_grad=True)
+    most = float(np.finfo(dtype).max)
+    tg.square(x).backward(tg.ones_like(x) * most)
+    assert x.grad.tolist() == [0, -most / 2, most / 2]
+
+
 # Where float64 decides, eager and recorded --------------------------------------------------------------------------------
 
 SQUARES = {
