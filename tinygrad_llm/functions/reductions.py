@@ -318,8 +318,13 @@ def _vector_norm(x: Any, ord: float, dim: Dim, keepdim: bool) -> Tensor:
         raise IndexRangeError(f"vector_norm: input: got shape {x.shape}, expected at least one element where ord is below 0")
     if ord == 2:
         return _or_in_double(lambda x: _root(sum(square(x), dim, keepdim), 2), x)
-    wide = to(x, np.float64)  # powers of float32 are soon beyond it
-    return to(_root(sum(_powers(abs(wide), ord), dim, keepdim), ord), x.dtype)
+    return _power_norm(x, ord, dim, keepdim)
+
+
+@guarded("input")
+def _power_norm(x: Any, p: float, dim: Dim, keepdim: bool) -> Tensor:
+    """In float64: powers of float32 are soon beyond it."""
+    return to(_root(sum(_powers(abs(to(x, np.float64)), p), dim, keepdim), p), x.dtype)
 
 
 def _not_zero(x: Any, dim: Dim, keepdim: bool) -> tuple[Any, Vjp]:
