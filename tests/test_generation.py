@@ -12,6 +12,7 @@ import tinygrad_llm
 from tinygrad_llm import Transformer, TransformerConfig, nn
 from tinygrad_llm.data import CharTokenizer
 from tinygrad_llm.generation import generate, generate_text, next_token_probabilities, stream_text
+from tinygrad_llm.ops import ShapeError
 
 V = 12
 
@@ -330,3 +331,78 @@ def test_logits_that_are_no_numbers_are_refused(bad):
     logits = np.array([0.0, bad, 1.0])
     with pytest.raises(FloatingPointError, match="expected finite numbers"):
         next(generate(Scripted(3, logits=logits), [0], 1))
+
+
+@pytest.mark.parametrize(("logits", "message"), [
+    ([-math.inf, -math.inf], "got -inf as the largest"), ([math.nan, 1.0], "got nan as the largest"),
+    ([0.0, math.nan, -math.inf], "got nan as the largest"), ([math.inf, 1.0], "got inf as the largest"),
+    ([[1.0, 2.0]], r"got shape \(1, 2\), expected \[vocab_size\]"), ([], r"got shape \(0,\)"), (1.0, r"got shape \(\)"),
+    (["a"], "got list, expected numbers"), ([[1], [1, 2]], "got list, expected numbers"),
+])
+def test_what_is_no_list_of_scores_is_refused_in_one_line(logits, message):
+    for temperature in (0.0, 1.0):
+        with pytest.raises((ValueError, TypeError), match=f"^logits: {message}") as raised:
+            next_token_probabilities(logits, temperature)
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("classes", [V - 1, V + 1])
+def test_a_model_with_other_tokens_than_it_says_is_refused(classes):
+    class Wrong(Scripted):
+        def forward(self, ids):
+            return tinygrad_llm.tensor(np.zeros((*ids.shape, classes)))
+
+    with pytest.raises(ShapeError, match=rf"generate: got {classes} logits, expected {V}, one for each token"):
+        list(generate(Wrong(V), [1], 2))
+
+
+# The ends of numbers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-308, 1e-45, np.float32(1e-45), np.float16(6e-8)])
+def test_the_least_temperatures_leave_the_likeliest(temperature):
+    assert next_token_probabilities([0.0, 3.0, -math.inf, 3.0], temperature).tolist() == [0, 0.5, 0, 0.5]
+    assert next_token_probabilities([-1e308, 1e308], temperature).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("temperature", [1e300, 1.7e308])
+def test_the_largest_temperatures_level_all_but_what_is_hidden(temperature):
+    assert next_token_probabilities([0.0, 30.0, -math.inf], temperature).tolist() == [0.5, 0.5, 0]
+
+
+@pytest.mark.parametrize("unit", [5e-324, 1e-300, 1.0, 1e300, 8e307])
+def test_scores_and_temperature_of_any_size_have_the_same_ratio(unit):
+    found = next_token_probabilities(np.array([2.0, 0.0, -2.0, 1.0]) * unit, unit)
+    np.testing.assert_allclose(found, next_token_probabilities([2.0, 0.0, -2.0, 1.0]), 1e-12)
+
+
+@pytest.mark.parametrize("temperature", [10**400, -(10**400), 1j, np.complex64(1), np.True_])
+def test_what_is_no_temperature_is_refused_in_one_line(temperature):
+    with pytest.raises((ValueError, TypeError), match=r"^temperature: got .*, expected a number >= 0$"):
+        next_token_probabilities([1.0, 2.0], temperature)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64, np.uint8, bool])
+def test_scores_of_any_dtype_are_float64s(dtype):
+    scores = np.array([0, 1, 1], dtype)
+    np.testing.assert_array_equal(next_token_probabilities(scores), next_token_probabilities(scores.astype(float)))
+
+
+@pytest.mark.parametrize(("options", "kept"), [
+    ({"top_k": 1}, [1]), ({"top_k": 2}, [1, 2]), ({"top_k": np.int64(3)}, [1, 2, 4]), ({"top_k": np.uint8(2)}, [1, 2]),
+    ({"top_k": 99}, [0, 1, 2, 3, 4]), ({"top_k": 2**70}, [0, 1, 2, 3, 4]), ({"top_p": 5e-324}, [1]),
+    ({"top_p": 1}, [0, 1, 2, 3, 4]),
+    ({"top_p": np.float16(0.5)}, [1, 2]), ({"top_p": np.float32(1)}, [0, 1, 2, 3, 4]), ({"top_k": 4, "top_p": 1e-9}, [1]),
+])
+def test_of_equals_at_the_border_the_lowest_ids_stay(options, kept):
+    found = next_token_probabilities([0.0, 2.0, 2.0, -1.0, 2.0], **options)
+    assert np.flatnonzero(found).tolist() == kept
+    assert abs(found.sum() - 1) < 1e-12
+
+
+def test_what_is_hidden_stays_hidden_however_many_are_kept():
+    for options in ({"top_k": 3}, {"top_p": 1.0}, {"top_p": math.nextafter(1, 0)}, {"top_k": 4, "top_p": 1.0}):
+        found = next_token_probabilities([-math.inf, 0.0, -math.inf, 1.0], **options)
+        assert np.flatnonzero(found).tolist() == [1, 3]
+    model, generator = Scripted(3, logits=[-math.inf, 0.0, -math.inf]), np.random.default_rng(0)
+    assert list(generate(model, [0], 50, temperature=1.7e308, generator=generator)) == [1] * 50

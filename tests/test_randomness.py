@@ -116,8 +116,9 @@ def test_a_seed_beyond_64_bits_is_refused_and_nothing_changes(seed):
     for error in (ValueError, RuntimeError):
         with pytest.raises(error, match=r"^manual_seed: seed: got -?\d+, expected"):
             tg.manual_seed(seed)
-    with pytest.raises(TypeError):
-        tg.manual_seed(None)
+    for none, wrong in ((None, TypeError), (float("nan"), ValueError), (np.inf, ValueError), ("a", ValueError)):
+        with pytest.raises(wrong, match=f"^manual_seed: seed: got {none!r}, expected an integer"):
+            tg.manual_seed(none)
     assert tg.get_rng_state() == before
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import math
+import numbers
 import operator
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -53,6 +55,8 @@ def _tokens(
     decoder = _decoder(model)
     for _ in range(count):
         logits = _logits(model, ids[-length:]) if decoder is None else _read_on(decoder, ids, length)
+        if logits.size != model.config.vocab_size:
+            raise ShapeError(f"generate: got {logits.size} logits, expected {model.config.vocab_size}, one for each token")
         if not math.isfinite(logits.max()):
             raise FloatingPointError(f"generate: got a logit of {logits.max()}, expected finite numbers")
         token = choose(logits)
@@ -157,13 +161,20 @@ def _candidates(
     plain = top_k is None and top_p is None
     order = np.arange(len(logits)) if plain else np.argsort(-logits, kind="stable")[:top_k]
     with np.errstate(over="ignore"):  # a tiny temperature: −inf is right
-        probabilities = np.exp((logits[order] - logits.max()) / temperature)
+        probabilities = np.exp(_below_largest(logits[order], logits.max(), temperature))
     probabilities /= probabilities.sum()
     if top_p is not None and top_p < 1:  # the sum before an unlikely token rounds to 1
         before = np.cumsum(probabilities) - probabilities
         count = max(int(np.count_nonzero(before < top_p)), 1)
         order, probabilities = order[:count], probabilities[:count] / probabilities[:count].sum()
     return order, probabilities
+
+
+def _below_largest(logits: np.ndarray, largest: float, temperature: float) -> np.ndarray:
+    """(logits − largest) / temperature, where neither the difference nor the quotient alone leaves float64."""
+    if temperature > 1:
+        return logits / temperature - largest / temperature
+    return (logits - largest) / temperature
 
 
 # Text -----------------------------------------------------------------------------------------------------------------
@@ -276,7 +287,7 @@ def _check_count(name: str, value: object, low: int) -> None:
 
 
 def _check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:
-    _check_number("temperature", temperature, lambda t: 0 <= t < math.inf, "a number >= 0")
+    _check_number("temperature", temperature, lambda t: 0 <= t <= sys.float_info.max, "a number >= 0")
     if top_k is not None:
         _check_count("top_k", top_k, 1)
     if top_p is not None:
@@ -284,7 +295,7 @@ def _check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:
 
 
 def _check_number(name: str, value: Any, accepts: Any, expected: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name}: got {value!r}, expected {expected}")
     if not accepts(value):
         raise ValueError(f"{name}: got {value!r}, expected {expected}")

@@ -13,6 +13,7 @@ from tinygrad_llm.autograd import Tensor, enable_grad, no_grad
 from tinygrad_llm.autograd.modes import check_effect
 from tinygrad_llm.nn import Module
 from tinygrad_llm.nn.module import StateKeyError, forget_gradients
+from tinygrad_llm.ops.numbers import plain
 from tinygrad_llm.ops.opaque import as_values, opaque
 
 CHUNK = 1 << 16
@@ -49,8 +50,8 @@ class AdamW:
         capturable: bool = False, differentiable: bool = False, fused: bool | None = None,
     ) -> None:
         _check_ways({"foreach": foreach, "capturable": capturable, "differentiable": differentiable, "fused": fused})
-        betas = tuple(betas) if isinstance(betas, list) else betas
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,
+        betas = tuple(map(plain, betas)) if isinstance(betas, tuple | list) else betas
+        defaults = {"lr": plain(lr), "betas": betas, "eps": plain(eps), "weight_decay": plain(weight_decay), "amsgrad": amsgrad,
                     "maximize": maximize}
         if isinstance(params, Tensor | dict):
             raise TypeError(f"AdamW: params: got one {type(params).__name__}, expected an iterable of parameters or of dicts")
@@ -81,7 +82,9 @@ class AdamW:
             if id(p) in known:
                 raise ValueError(f"AdamW: params[{i}]: got a parameter of shape {p.shape} twice, expected each once")
             known.add(id(p))
-        group = {**self.defaults, **group, "params": params}
+        group = {**self.defaults, **{name: plain(value) for name, value in group.items()}, "params": params}
+        if isinstance(group["betas"], tuple | list):
+            group["betas"] = tuple(map(plain, group["betas"]))
         _check_settings(group)
         self.param_groups.append(group)
 
@@ -175,10 +178,19 @@ def _chunks(p: np.ndarray, g: np.ndarray, *moments: np.ndarray) -> Iterator[list
 def descend(a: np.ndarray, p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray, *rest: Any) -> None:
     """AdamW's update of one piece, in place, with a as scratch; rest: the largest v so far (amsgrad), settings, step.
 
-    With c = √(1 − β₂ᵗ):   m̂ / (√v̂ + eps) = c / (1 − β₁ᵗ) · m / (√v + c · eps), which saves a pass.
+    With c = √(1 − β₂ᵗ):   m̂ / (√v̂ + eps) = c / (1 − β₁ᵗ) · m / (√v + c · eps), which saves a pass. Of float16 only what is kept
+    is rounded: g² and eps are beyond it. Settings count as Python's numbers: NumPy's would round what they are multiplied with.
     """
     *largest, group, step = rest
-    b1, b2 = group["betas"]
+    if p.dtype == np.float16:
+        kept = p, m, v, *largest
+        wide = [x.astype(np.float32) for x in (p, g, m, v, *largest)]
+        descend(np.empty_like(wide[0]), *wide, group, step)
+        for x, w in zip(kept, (wide[0], *wide[2:])):
+            x[...] = w
+        return
+    b1, b2 = map(float, group["betas"])
+    lr, eps, decay = map(float, (group["lr"], group["eps"], group["weight_decay"]))
     c = math.sqrt(1 - b2**step)
     g = -g if group["maximize"] else g
     np.subtract(g, m, out=a)
@@ -187,13 +199,13 @@ def descend(a: np.ndarray, p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.nd
     else:  # nearer to g: from there, as torch's lerp, or what is left of a large m hides a small g
         np.subtract(g, np.multiply(a, b1, out=a), out=m)
     v *= b2
-    v += np.multiply(np.square(g, out=a), 1 - b2, out=a)
+    v += np.multiply(np.multiply(g, 1 - b2, out=a), g, out=a)  # g² alone may be infinite, and v would be so for ever
     np.sqrt(np.maximum(largest[0], v, out=largest[0]) if group["amsgrad"] else v, out=a)
-    a += c * group["eps"]
+    a += c * eps
     np.divide(m, a, out=a)
-    a *= c * group["lr"] / (1 - b1**step)
-    if group["weight_decay"]:
-        p *= 1 - group["lr"] * group["weight_decay"]
+    a *= c * lr / (1 - b1**step)
+    if decay:
+        p *= 1 - lr * decay
     p -= a
 
 
@@ -280,13 +292,21 @@ def clip_grad_norm_(
     if hasattr(norm, "__record_call__"):  # its value is not known yet
         scale = np.minimum(max_norm / (norm + 1e-6), 1.0)  # of nan it is nan
         for g in grads:
-            g._write(lambda a: np.multiply(a, scale.astype(a.dtype), out=a))
+            g._write(lambda a: _multiply(a, scale.astype(np.float32 if a.dtype == np.float16 else a.dtype)))
         return Tensor.from_array(norm)
     scale = max_norm / (float(norm) + 1e-6)
     if scale < 1 or math.isnan(scale):
         for g in grads:
-            g._write(lambda a: np.multiply(a, scale, out=a))
+            g._write(lambda a: _multiply(a, scale))
     return Tensor.from_array(norm)
+
+
+def _multiply(a: Any, scale: Any) -> None:
+    """a ← a · scale. A scale may be 0 in float16 where a · scale is not."""
+    if a.dtype == np.float16:
+        a[...] = a.astype(np.float32) * scale
+    else:
+        np.multiply(a, scale, out=a)
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float, foreach: bool | None = None) -> None:
@@ -383,6 +403,7 @@ def warmup_cosine(step: int, lr: float, warmup_steps: int, total_steps: int, min
 
     Loshchilov & Hutter 2017, arXiv:1608.03983
     """
+    lr, min_lr = plain(lr), plain(min_lr)
     if step < warmup_steps:
         return lr * (step + 1) / warmup_steps
     if step >= total_steps:
@@ -395,11 +416,12 @@ class WarmupCosine:
     """Sets the learning rate of every group of an optimizer by `warmup_cosine`; call step() after optimizer.step()."""
 
     def __init__(self, optimizer: AdamW, warmup_steps: int, total_steps: int, min_ratio: float = 0.1) -> None:
+        min_ratio = plain(min_ratio)
         if warmup_steps < 0 or total_steps < 1 or not 0 <= min_ratio <= 1:
             raise ValueError(f"WarmupCosine: got warmup_steps={warmup_steps}, total_steps={total_steps}, "
                              f"min_ratio={min_ratio}, expected warmup_steps >= 0, total_steps >= 1, min_ratio in [0, 1]")
         self.optimizer, self.warmup_steps, self.total_steps, self.min_ratio = optimizer, warmup_steps, total_steps, min_ratio
-        self.base_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.base_lrs = [plain(group["lr"]) for group in optimizer.param_groups]
         self.last_step = 0
         self._set()
 

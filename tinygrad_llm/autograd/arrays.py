@@ -9,6 +9,7 @@ import numpy as np
 
 from tinygrad_llm.autograd.modes import active_recorder
 from tinygrad_llm.ops import ArgumentError
+from tinygrad_llm.ops.errors import of_its_own
 
 
 def as_array(data: Any, dtype: Any = None) -> np.ndarray:
@@ -29,7 +30,8 @@ def as_array(data: Any, dtype: Any = None) -> np.ndarray:
     if dtype is None and array.dtype.kind in "ufO" and not isinstance(data, np.ndarray | np.generic | float):
         array = _of_numbers(data, array)
     if array.dtype.kind not in "biuf":
-        raise TypeError(f"tensor: data: got dtype {array.dtype}, expected real numbers or booleans")
+        raise TypeError(f"tensor: data: got dtype {array.dtype}, expected "
+                        f"{of_its_own('real numbers or booleans', array.dtype)}")
     if dtype is None and array.dtype.kind == "f" and isinstance(data, tuple | list):
         return array.astype(functools.reduce(np.promote_types, _float_dtypes(data), np.dtype(np.float16)))
     return array.astype(np.float32) if dtype is None and type(data) is float else array

@@ -23,6 +23,7 @@ from tinygrad_llm.autograd.leaves import accumulate, copied
 from tinygrad_llm.autograd.modes import is_anomaly_check_nan_enabled, set_grad_enabled
 from tinygrad_llm.autograd.rows import gradients_of_rows
 from tinygrad_llm.ops import Op
+from tinygrad_llm.ops.numbers import plain
 from tinygrad_llm.ops.opaque import as_values
 
 if TYPE_CHECKING:
@@ -360,6 +361,7 @@ def _first_cotangent(i: int, tensor: Any, gradient: Any, create_graph: bool) -> 
             raise AutogradError(f"backward: gradient: got None for a tensor of shape {tensor.shape}, expected a gradient "
                                 "of that shape (it is implied for a single element only)")
         gradient = np.ones(tensor.shape, tensor.dtype)
+    gradient = plain(gradient) if isinstance(gradient, np.generic) else gradient
     try:
         array = as_values(gradient) if hasattr(gradient, "dtype") else np.asarray(gradient, dtype=tensor.dtype)
     except (TypeError, ValueError):

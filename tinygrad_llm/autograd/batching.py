@@ -20,6 +20,7 @@ from numpy.lib.array_utils import normalize_axis_index, normalize_axis_tuple
 
 from tinygrad_llm.autograd.errors import AutogradError
 from tinygrad_llm.autograd.trees import flatten
+from tinygrad_llm.ops import gaps
 
 _NUMBERS = itertools.count()
 
@@ -129,7 +130,7 @@ class Batched(np.lib.mixins.NDArrayOperatorsMixin):
 
     def transpose(self, *axes: Any) -> Batched:
         """As ndarray.transpose."""
-        order = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
+        order = axes[0] if len(axes) == 1 and not isinstance(axes[0], int | np.integer) else axes
         dims = normalize_axis_tuple(order, self.ndim) if order else tuple(reversed(range(self.ndim)))
         return self._view(self.data.transpose((0, *[d + 1 for d in dims])))
 
@@ -309,7 +310,7 @@ def _ufunc(ufunc: Any, method: str, inputs: Any, kwargs: Any) -> Any:
     if out is None or not has_level(out, level):  # `a *= b` binds a to what comes back
         found = ufunc(*operands, **kwargs)
         return tuple([Batched(f, level) for f in found]) if isinstance(found, tuple) else Batched(found, level)
-    ufunc(*operands, out=_aligned(out, level, out.ndim), **kwargs)
+    gaps.call(ufunc, *operands, out=_aligned(out, level, out.ndim), **kwargs)
     return out
 
 

@@ -35,7 +35,11 @@ class Generator(np.random.Generator):
     def manual_seed(self, seed: int) -> Generator:
         """Begin anew where this seed begins; itself. A seed below 0 counts from 2⁶⁴. Errors: SeedError beyond 64 bits."""
         check_effect("manual_seed")
-        seed = int(seed)
+        try:
+            seed = int(seed)
+        except (TypeError, ValueError, OverflowError) as error:
+            wrong = TypeError if isinstance(error, TypeError) else SeedError
+            raise wrong(f"manual_seed: seed: got {seed!r:.80}, expected an integer") from None
         if not -(2**63) <= seed < 2**64:
             raise SeedError(f"manual_seed: seed: got {seed}, expected -2**63 to 2**64 - 1")
         with self.bit_generator.lock:

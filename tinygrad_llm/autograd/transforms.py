@@ -20,6 +20,7 @@ from tinygrad_llm.autograd.modes import recorded, records_graph
 from tinygrad_llm.autograd.tensor import Tensor
 from tinygrad_llm.autograd.trees import FormError, flatten, same_leaves, tree_map
 from tinygrad_llm.autograd.vectorizing import alike, inside
+from tinygrad_llm.ops.numbers import plain
 from tinygrad_llm.ops.opaque import as_values
 
 Function = Callable[..., Any]
@@ -247,7 +248,7 @@ def _are_apart(outputs: Sequence[Any], cotangents: Sequence[Any]) -> bool:
 
 
 def _places(who: str, argnums: Argnums, n: int) -> list[int]:
-    wanted = argnums if isinstance(argnums, tuple) else (argnums,)
+    wanted = [plain(i) for i in (argnums if isinstance(argnums, tuple) else (argnums,))]
     if not wanted or any(not isinstance(i, int) or not -n <= i < n for i in wanted):
         raise FormError(f"{who}: argnums: got {argnums}, expected positions among {n} positional arguments")
     places = [i % n for i in wanted]

@@ -21,6 +21,7 @@ from tinygrad_llm.autograd.tensor import Tensor, apply
 from tinygrad_llm.autograd.trees import flatten, open_tree
 from tinygrad_llm.ops import IndexRangeError, Op, Vjp
 from tinygrad_llm.ops.declare import compute
+from tinygrad_llm.ops.numbers import plain
 from tinygrad_llm.ops.sums import total
 
 
@@ -40,6 +41,7 @@ def vmap(
     """
     if randomness not in ("error", "same", "different"):
         raise AutogradError(f"vmap: randomness: got {randomness!r}, expected 'error', 'same' or 'different'")
+    chunk_size = plain(chunk_size)
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"vmap: chunk_size: got {chunk_size}, expected None or at least 1")
 
@@ -231,6 +233,7 @@ def _left(x: Any, dim: int | None, level: Level) -> Any:
 
 def _in_dims(in_dims: Any, args: tuple[Any, ...], leaves: list[Any]) -> list[Any]:
     """The axis of each leaf of the arguments. Errors: ValueError where the two trees, or axis and shape, do not fit."""
+    in_dims = plain(in_dims)
     if not isinstance(in_dims, int | tuple) or isinstance(in_dims, bool):
         raise ValueError(f"vmap: in_dims: got {in_dims!r} of type {type(in_dims).__name__}, expected an int or a tuple in the "
                          "form of the arguments")
@@ -272,7 +275,7 @@ def _spread(what: str, dims: Any, tree: Any) -> list[Any]:
     """An axis for each leaf of a tree: those of `dims`, a tree of the same form or an upper part of one."""
     inner, build = open_tree(dims)
     if build is None:
-        return [dims] * len(flatten(tree)[0])
+        return [plain(dims)] * len(flatten(tree)[0])
     children, _ = open_tree(tree)
     alike = type(dims) is type(tree) and len(inner) == len(children)
     if not alike or (isinstance(dims, dict) and dims.keys() != tree.keys()):

@@ -22,6 +22,7 @@ from tinygrad_llm.autograd.modes import check_write, is_inference_mode_enabled, 
 from tinygrad_llm.autograd.tensor import Tensor, apply, tensors_of
 from tinygrad_llm.autograd.views import View, family
 from tinygrad_llm.ops import DtypeError, IndexRangeError, ShapeError, Vjp, op
+from tinygrad_llm.ops.errors import of_its_own
 from tinygrad_llm.ops.numbers import held
 from tinygrad_llm.ops.opaque import as_values, densely
 from tinygrad_llm.ops.shape import check_unambiguous
@@ -207,7 +208,8 @@ def _held(name: str, self: Tensor, value: Any) -> np.ndarray:
     number = held(name, "value", value, self.dtype) if isinstance(value, int | float) and self.dtype.kind in "iuf" else value
     array = as_values(number)
     if array.dtype.kind not in ("biufc" if self.dtype.kind == "c" else "biuf"):
-        raise DtypeError(f"{name}: value: got {value!r:.80}, expected numbers that {self.dtype} can hold")
+        expected = of_its_own(f"numbers that {self.dtype} can hold", array.dtype)
+        raise DtypeError(f"{name}: value: got {value!r:.80}, expected {expected}")
     return array
 
 

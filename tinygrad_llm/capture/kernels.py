@@ -49,11 +49,6 @@ def put(x: Any, value: Any, *parts: Any, index: Any, out: Any) -> None:
     out[fill(index, parts)] = value
 
 
-def copied(function: Any, *args: Any, out: Any, **options: Any) -> None:
-    """out = function(...), made elsewhere."""
-    out[...] = function(*args, **options)
-
-
 class Hole:
     """The place of an array in a recorded index."""
 

@@ -12,16 +12,13 @@ import numpy as np
 from tinygrad_llm.capture import kernels
 from tinygrad_llm.capture.ir import Buffer, Call, Loop, Rows, View
 from tinygrad_llm.capture.program import Program
+from tinygrad_llm.ops import gaps
 
 ALIGNMENT = 64
 _DOT = 1 << 14
 """Bytes of a product that np.dot makes sooner than np.matmul: half a microsecond less, but it writes zeros first."""
 
 _KEYWORD_OUT = {np.maximum, np.minimum}  # NumPy warns of a third argument
-
-_DENSE_OUT = {np.isnan, np.isinf, np.isfinite, np.signbit, np.negative}
-"""NumPy 2.4 goes wrong where the result has gaps, here as anywhere: isfinite writes 4 of each 16 elements with AVX-512; of
-every fourth float (eighth double) negative reads the first ones and their neighbours."""
 
 
 class Replay:
@@ -71,8 +68,8 @@ class Replay:
         if call.out is None:
             return functools.partial(call.function, *args, **call.options)
         out = self.array(call.out)
-        if call.function in _DENSE_OUT and not (out.flags.c_contiguous or out.flags.f_contiguous):
-            return functools.partial(kernels.copied, call.function, *args, out=out, **call.options)
+        if gaps.needs_copy(call.function, out):
+            return functools.partial(gaps.copied, call.function, *args, out=out, **call.options)
         if call.function in _BINDERS:
             return _BINDERS[call.function](out, *args, **call.options)
         if call.kind == "reduce":

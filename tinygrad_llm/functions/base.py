@@ -15,6 +15,7 @@ import numpy as np
 from tinygrad_llm.autograd import Tensor, apply, as_array
 from tinygrad_llm.autograd.modes import records_graph
 from tinygrad_llm.ops import ArgumentError, DtypeError, IndexRangeError, Op, elementwise
+from tinygrad_llm.ops.errors import of_its_own
 from tinygrad_llm.ops.numbers import wrapped
 from tinygrad_llm.ops.opaque import as_values, densely
 
@@ -107,6 +108,8 @@ def to(input: Any, dtype: Any) -> Tensor:
     dtype = dtype_of("to", dtype)
     if dtype == input.dtype:
         return input
+    if input.dtype.kind == "V":
+        raise DtypeError(f"operand: got dtype {input.dtype}, expected {of_its_own('numbers', input.dtype)}")
     if dtype.kind != "f" or input.dtype.kind != "f" or not (getattr(input, "requires_grad", False) and records_graph()):
         return Tensor.from_array(densely(as_values(input), dtype))
     return apply(elementwise.cast, input, dtype=dtype)
@@ -215,7 +218,7 @@ def only_floats(name: str, input: Any) -> Any:
     """An operand, or DtypeError where it is not floating: torch refuses the mean of integers."""
     x = tensor_like(name, "input", input)
     if x.dtype.kind not in INEXACT:
-        raise DtypeError(f"{name}: input: got dtype {x.dtype}, expected a floating dtype")
+        raise DtypeError(f"{name}: input: got dtype {x.dtype}, expected {of_its_own('floats', x.dtype)}")
     return x
 
 
@@ -381,6 +384,11 @@ def dims_of(name: str, input: Any, dim: Any) -> Any:
     if not input.ndim and isinstance(dims, tuple) and len({axis_of(name, input, d) for d in dims}) < len(dims):
         raise ArgumentError(f"{name}: dim: got {dim}, expected each axis once")
     return dims
+
+
+def names_none(dims: Any) -> bool:
+    """Whether dims is an empty tuple or list, which names no axis to NumPy and, of a reduction, all to torch."""
+    return isinstance(dims, tuple | list) and not dims
 
 
 def sizes_of(name: str, argument: str, size: Sequence[Any]) -> tuple[int, ...]:

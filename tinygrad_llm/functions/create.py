@@ -13,7 +13,8 @@ from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.vectorizing import alike
 from tinygrad_llm.functions.base import sizes_of, taking, tensor_like, to
 from tinygrad_llm.ops import ArgumentError, ShapeError
-from tinygrad_llm.ops.numbers import held
+from tinygrad_llm.ops.errors import of_its_own
+from tinygrad_llm.ops.numbers import held, plain
 
 
 @taking("device", "pin_memory")
@@ -43,6 +44,8 @@ def from_numpy(ndarray: np.ndarray, /) -> Tensor:
     """A Tensor that shares the array's memory."""
     if not isinstance(ndarray, np.ndarray):
         raise TypeError(f"from_numpy: ndarray: got {type(ndarray).__name__}, expected a numpy.ndarray")
+    if ndarray.dtype.kind not in "biufc":
+        raise TypeError(f"from_numpy: ndarray: got dtype {ndarray.dtype}, expected {of_its_own('numbers', ndarray.dtype)}")
     return Tensor.from_array(ndarray)
 
 
@@ -87,10 +90,10 @@ def full(size: Any, fill_value: Any, *, dtype: Any = None, requires_grad: bool =
 
     Errors: ArgumentError for a number that the dtype cannot hold.
     """
-    value = fill_value.item() if isinstance(fill_value, Tensor | np.generic) else fill_value
+    value = fill_value.item() if isinstance(fill_value, Tensor) else plain(fill_value)
     if dtype is None:
-        plain = np.float32 if isinstance(value, float) else Tensor.of(value).dtype
-        dtype = fill_value.dtype if isinstance(fill_value, Tensor) else plain
+        natural = np.float32 if isinstance(value, float) else Tensor.of(value).dtype
+        dtype = fill_value.dtype if isinstance(fill_value, Tensor) else natural
     value = held("full", "fill_value", value, dtype)
     return Tensor.from_array(np.full(_sizes("full", (size,)), value, dtype)).requires_grad_(requires_grad)
 

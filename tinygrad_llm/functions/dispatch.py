@@ -12,12 +12,14 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 
 from tinygrad_llm.autograd import NUMPY, Tensor
 from tinygrad_llm.functions import contraction, elementwise, indexing, products, reductions, shapes
-from tinygrad_llm.functions.base import as_operand, floating
+from tinygrad_llm.functions.base import as_operand, dims_of, floating, names_none
 from tinygrad_llm.ops import ShapeError
 from tinygrad_llm.ops.opaque import as_values
+from tinygrad_llm.ops.reduce import axes_of
 
 e, r, p, s, i = elementwise, reductions, products, shapes, indexing
 Axis = int | tuple[int, ...] | None
@@ -61,6 +63,11 @@ def _as_tuple(axis: Any) -> tuple[int, ...]:
     return tuple(axis) if isinstance(axis, tuple | list) else (axis,)
 
 
+def _listed(sizes: Any) -> Any:
+    """Sizes that NumPy takes as an array, too."""
+    return sizes.tolist() if isinstance(sizes, np.ndarray) else sizes
+
+
 # Elementwise (ufuncs, called by position) --------------------------------------------------------------------------------
 
 NUMPY.update({
@@ -80,7 +87,8 @@ def _where(condition: Any, x: Any = None, y: Any = None) -> Any:
 
 @stands_for(np.clip)
 def _clip(a: Any, a_min: Any = None, a_max: Any = None, *, min: Any = None, max: Any = None) -> Tensor:
-    return e.clamp(a, a_min if min is None else min, a_max if max is None else max)
+    low, high = a_min if min is None else min, a_max if max is None else max
+    return a.clone() if low is None and high is None else e.clamp(a, low, high)
 
 
 @stands_for(np.copy)
@@ -93,7 +101,7 @@ def _copy(a: Any) -> Tensor:
 
 def _over(axis: Axis, reduce: Callable[[Any, Any], Tensor], a: Any) -> Tensor:
     """reduce(a, axis). `axis=()` means no axis to NumPy and all to torch: then it is a new axis of size 1 that is reduced."""
-    if axis != ():
+    if not names_none(axis):
         return reduce(a, axis)
     return s.reshape(reduce(s.unsqueeze(a, 0), 0), a.shape)
 
@@ -134,7 +142,7 @@ def _std(a: Any, axis: Axis = None, *, ddof: float = 0, keepdims: bool = False, 
 def _prod(a: Any, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     if axis is None:
         return r.prod(a, None, keepdims)
-    for dim in sorted([d % a.ndim for d in _as_tuple(axis)], reverse=True):
+    for dim in reversed(() if names_none(axis) else axes_of("prod", a, dims_of("prod", a, axis))):
         a = r.prod(a, dim, keepdims)
     return a
 
@@ -154,8 +162,8 @@ def _norm(x: Any, ord: Any = None, axis: Axis = None, keepdims: bool = False) ->
 
 
 @stands_for(np.linalg.vector_norm)
-def _vector_norm(x: Any, /, *, axis: Axis = None, keepdims: bool = False, ord: float = 2) -> Tensor:
-    return r.vector_norm(floating(x), ord, axis, keepdims)
+def _vector_norm(x: Any, /, *, axis: Axis = None, keepdims: bool = False, ord: float | None = 2) -> Tensor:
+    return r.vector_norm(floating(x), 2 if ord is None else ord, axis, keepdims)
 
 
 # Products ----------------------------------------------------------------------------------------------------------------
@@ -187,9 +195,9 @@ def _outer(a: Any, b: Any) -> Tensor:
 
 @stands_for(np.tensordot)
 def _tensordot(a: Any, b: Any, axes: Any = 2) -> Tensor:
-    if isinstance(axes, int):
+    if isinstance(axes, int | np.integer):
         axes = range(a.ndim - axes, a.ndim), range(axes)
-    left, right = [[d % x.ndim for d in (_as_tuple(d) if isinstance(d, int) else d)] for x, d in zip((a, b), axes)]
+    left, right = [[d % x.ndim for d in (_as_tuple(d) if isinstance(d, int | np.integer) else d)] for x, d in zip((a, b), axes)]
     names = {d: k for k, d in zip(left, right)}
     others = [a.ndim + d if d not in names else names[d] for d in range(b.ndim)]
     kept = [k for k in range(a.ndim) if k not in left] + [a.ndim + d for d in range(b.ndim) if d not in names]
@@ -206,7 +214,7 @@ def _trace(a: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
 
 @stands_for(np.reshape)
 def _reshape(a: Any, shape: Any) -> Tensor:
-    return s.reshape(a, shape)
+    return s.reshape(a, _listed(shape))
 
 
 @stands_for(np.ravel)
@@ -216,13 +224,17 @@ def _ravel(a: Any) -> Tensor:
 
 @stands_for(np.squeeze)
 def _squeeze(a: Any, axis: Axis = None) -> Tensor:
+    """Unlike torch's, it refuses an axis that is not of size 1."""
+    axes = () if axis is None or names_none(axis) else axes_of("squeeze", a, dims_of("squeeze", a, axis))
+    if any(a.shape[d] != 1 for d in axes):
+        raise ShapeError(f"squeeze: axis: got {axis} for shape {a.shape}, expected axes of size 1")
     return s.squeeze(a, axis)
 
 
 @stands_for(np.expand_dims)
 def _expand_dims(a: Any, axis: Any) -> Tensor:
     dims = _as_tuple(axis)
-    for dim in sorted([d % (a.ndim + len(dims)) if len(dims) > 1 else d for d in dims]):
+    for dim in dims if len(dims) == 1 else sorted(normalize_axis_tuple(dims, a.ndim + len(dims))):
         a = s.unsqueeze(a, dim)
     return a
 
@@ -259,12 +271,16 @@ def _flip(m: Any, axis: Axis = None) -> Tensor:
 
 @stands_for(np.roll)
 def _roll(a: Any, shift: Any, axis: Axis = None) -> Tensor:
-    return s.roll(a, (shift,) * len(axis) if isinstance(axis, tuple) and isinstance(shift, int) else shift, axis)
+    """Several shifts along one axis, or of all axes, add up; one goes along each axis that is given."""
+    shifts, axes = _as_tuple(shift), (None,) if axis is None else _as_tuple(axis)
+    if len(axes) == 1:
+        return s.roll(a, sum(shifts), axes[0])
+    return s.roll(a, shifts * len(axes) if len(shifts) == 1 else shifts, axes)
 
 
 @stands_for(np.tile)
 def _tile(A: Any, reps: Any) -> Tensor:
-    return s.tile(A, _as_tuple(reps))
+    return s.tile(A, _as_tuple(_listed(reps)))
 
 
 @stands_for(np.triu)
@@ -332,7 +348,9 @@ def _column_stack(tup: Any) -> Tensor:
 def _array_split(ary: Any, indices_or_sections: Any, axis: int = 0) -> list[Tensor]:
     """Parts that begin at the indices; or a number of parts, of which the first are larger by one."""
     n = ary.shape[axis]
-    if isinstance(indices_or_sections, int):
+    if not np.ndim(indices_or_sections):
+        if indices_or_sections <= 0:
+            raise ShapeError(f"array_split: indices_or_sections: got {indices_or_sections}, expected a number above 0")
         size, extra = divmod(n, indices_or_sections)
         return list(s.split(ary, [size + (k < extra) for k in range(indices_or_sections)], axis))
     ends = [0, *[slice(None, end).indices(n)[1] for end in indices_or_sections], n]
@@ -341,7 +359,7 @@ def _array_split(ary: Any, indices_or_sections: Any, axis: int = 0) -> list[Tens
 
 @stands_for(np.split)
 def _split(ary: Any, indices_or_sections: Any, axis: int = 0) -> list[Tensor]:
-    if isinstance(indices_or_sections, int) and ary.shape[axis] % indices_or_sections:
+    if not np.ndim(indices_or_sections) and (indices_or_sections <= 0 or ary.shape[axis] % indices_or_sections):
         raise ShapeError(f"split: indices_or_sections: got {indices_or_sections}, expected one that divides {ary.shape[axis]}")
     return _array_split(ary, indices_or_sections, axis)
 

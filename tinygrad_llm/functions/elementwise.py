@@ -13,13 +13,14 @@ from tinygrad_llm.functions.base import (
     binary,
     floating,
     guarded,
+    in_single,
     promoted,
     result_type,
     to,
     unary,
 )
 from tinygrad_llm.ops import ArgumentError, DtypeError, Op, ShapeError, Vjp, elementwise, reduce, shape
-from tinygrad_llm.ops.numbers import held
+from tinygrad_llm.ops.numbers import held, plain
 from tinygrad_llm.ops.opaque import any_of, as_values
 
 neg, abs, relu = unary(elementwise.neg), unary(elementwise.abs), guarded("result")(unary(elementwise.relu))
@@ -27,7 +28,7 @@ exp, expm1 = unary(elementwise.exp, real=True), unary(elementwise.expm1, real=Tr
 log, log1p = unary(elementwise.log, real=True), unary(elementwise.log1p, real=True)
 sqrt, tanh = unary(elementwise.sqrt, real=True), unary(elementwise.tanh, real=True)
 sin, cos = unary(elementwise.sin, real=True), unary(elementwise.cos, real=True)
-sigmoid, erf = guarded("result")(unary(elementwise.sigmoid, real=True)), unary(elementwise.erf, real=True)
+sigmoid, erf = guarded("result")(in_single(unary(elementwise.sigmoid, real=True))), in_single(unary(elementwise.erf, real=True))
 
 mul, maximum, minimum = binary(elementwise.mul, exact=True), binary(elementwise.maximum), binary(elementwise.minimum)
 _add, _sub, _div = binary(elementwise.add), binary(elementwise.sub), binary(elementwise.div, exact=True)
@@ -42,7 +43,7 @@ def add(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
 def _multiple(name: str, input: Any, other: Any, alpha: float) -> Tensor:
     """alpha · other, in the result type of input and other."""
     x, y = promoted(as_operand(input), as_operand(other))
-    dtype = result_type(x, y)
+    dtype, alpha = result_type(x, y), plain(alpha)
     if dtype.kind in "biu" and not isinstance(alpha, int):
         raise DtypeError(f"{name}: alpha: got {alpha} for {dtype}, expected an integer")
     if isinstance(alpha, bool) and dtype != np.bool_:
@@ -68,11 +69,14 @@ def div(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
         return apply(elementwise.div, floating(x), floating(y)) if result_type(x, y).kind in "biu" else _div(x, y)
     if rounding_mode not in ("floor", "trunc"):
         raise ArgumentError(f"div: rounding_mode: got {rounding_mode!r}, expected None, 'floor' or 'trunc'")
-    x, y = promoted(x, _divisor("div", x, y))
-    a, b = [as_values(v).astype(result_type(x, y), copy=False) for v in (x, y)]
+    x, y = _divided("div", x, y)
+    dtype = result_type(x, y)
+    a, b = [as_values(v).astype(np.float32 if dtype == np.float16 else dtype, copy=False) for v in (x, y)]
     if rounding_mode == "floor":
-        return without_slope(np.floor_divide(a, b), x, y)
-    return without_slope(np.trunc(a / b) if a.dtype.kind == "f" else np.abs(a) // np.abs(b) * np.sign(a) * np.sign(b), x, y)
+        found = np.floor_divide(a, b)
+    else:
+        found = np.trunc(a / b) if a.dtype.kind == "f" else np.abs(a) // np.abs(b) * np.sign(a) * np.sign(b)
+    return without_slope(found.astype(dtype, copy=False), x, y)
 
 
 def floor_divide(input: Any, other: Any) -> Tensor:
@@ -85,16 +89,19 @@ def remainder(input: Any, other: Any) -> Tensor:
 
     Errors: ArgumentError for integers over 0.
     """
-    x, y = promoted(as_operand(input), as_operand(_divisor("remainder", input, other)))
+    x, y = _divided("remainder", input, other)
     dtype, size = result_type(x, y), broadcast_shape("remainder", input=np.shape(x), other=np.shape(y))
     x, y = [to(a, dtype) if hasattr(a, "dtype") else Tensor.from_array(np.asarray(a, dtype)) for a in (x, y)]
     return apply(_REMAINDER, *[a if a.shape == size else apply(shape.broadcast_to, a, shape=size) for a in (x, y)])
 
 
-def _divisor(name: str, input: Any, other: Any) -> Any:
-    if result_type(as_operand(input), as_operand(other)).kind in "biu" and any_of(as_values(other) == 0):
-        raise ArgumentError(f"{name}: other: got 0 beside integers, expected none")
-    return other
+def _divided(name: str, input: Any, other: Any) -> list[Any]:
+    """The operands, promoted. Errors: ArgumentError for integers over 0, or over a number that their dtype makes 0 of."""
+    x, y = promoted(as_operand(input), as_operand(other))
+    if result_type(x, y).kind in "biu" and any_of(as_values(y) == 0):
+        given = 0 if hasattr(other, "dtype") else other
+        raise ArgumentError(f"{name}: other: got {given} beside integers, where it is 0, expected none")
+    return [x, y]
 
 
 def _remainder(x: Any, y: Any) -> tuple[Any, Vjp]:
@@ -116,6 +123,8 @@ def pow(input: Any, exponent: Any) -> Tensor:
     integers = result_type(x, y).kind in "biu"
     if integers and isinstance(y, int) and y < 0:
         raise ArgumentError(f"pow: exponent: got {y} for integers, expected a floating dtype, or none below 0")
+    if integers and isinstance(y, int) and hasattr(x, "dtype") and x.dtype != np.bool_:
+        y = held("pow", "exponent", y, x.dtype)  # its lowest bits would be another power
     x, y = promoted(x, y)
     if _BOOL in (getattr(x, "dtype", None), getattr(y, "dtype", None)):
         raise DtypeError("pow: got booleans to the power of booleans, expected numbers")
@@ -146,6 +155,7 @@ def reciprocal(input: Any) -> Tensor:
 
 
 @guarded("result")
+@in_single
 def rsqrt(input: Any) -> Tensor:
     """1 / √x.   dx = −g / (2 x √x)"""
     return div(1.0, sqrt(input))
@@ -183,8 +193,7 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
     x, low, high = as_operand(input), as_operand(min), as_operand(max)
     bounds = [a for a in (low, high) if a is not None]
     dtype = result_type(x, *bounds)
-    if dtype.kind in "iu":
-        low, high = _within(dtype, "min", low), _within(dtype, "max", high)
+    low, high = _within(dtype, "min", low), _within(dtype, "max", high)
     if dtype == np.bool_ and not (len(bounds) == 1 and hasattr(bounds[0], "dtype")):  # one tensor: the maximum, of booleans too
         raise DtypeError("clamp: input: got booleans, expected numbers")
     if hasattr(low, "dtype") or hasattr(high, "dtype"):
@@ -210,7 +219,7 @@ def where(condition: Any, input: Any = None, other: Any = None) -> Any:
         return tuple(Tensor.from_array(i) for i in np.nonzero(np.atleast_1d(np.asarray(condition))))
     x, y = as_operand(input), as_operand(other)
     dtype = result_type(x, y)
-    if dtype.kind in "iu":
+    if dtype.kind in "iuf":
         x, y = [a if hasattr(a, "dtype") else held("where", name, a, dtype) for name, a in (("input", x), ("other", y))]
     return apply(elementwise.where, as_mask("where", "condition", condition), *promoted(x, y))
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.autograd import Tensor, apply
-from tinygrad_llm.functions.base import INEXACT, as_array_like, as_operand, no_view
+from tinygrad_llm.functions.base import INEXACT, as_array_like, as_operand, no_view, to
 from tinygrad_llm.functions.elementwise import add, mul, where
 from tinygrad_llm.functions.reductions import sum
 from tinygrad_llm.functions.shapes import broadcast_to, reshape
 from tinygrad_llm.ops import DtypeError, ShapeError, linalg
+from tinygrad_llm.ops.numbers import plain
 
 
 def matmul(input: Any, other: Any) -> Tensor:
@@ -72,22 +73,27 @@ def outer(input: Any, vec2: Any) -> Tensor:
 
 def addmm(input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """beta · input + alpha · mat1 mat2; where beta is 0, input counts for nothing, were it nan."""
-    x, y = _ranks("addmm", mat1=(mat1, 2), mat2=(mat2, 2))
-    return _scaled_sum("addmm", input, matmul(x, y), beta, alpha)
+    return _scaled_sum("addmm", input, _ranks("addmm", mat1=(mat1, 2), mat2=(mat2, 2)), beta, alpha)
 
 
 def baddbmm(input: Any, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """beta · input + alpha · bmm(batch1, batch2); where beta is 0, input counts for nothing, were it nan."""
-    return _scaled_sum("baddbmm", input, bmm(*_ranks("baddbmm", batch1=(batch1, 3), batch2=(batch2, 3))), beta, alpha)
+    return _scaled_sum("baddbmm", input, _ranks("baddbmm", batch1=(batch1, 3), batch2=(batch2, 3)), beta, alpha)
 
 
-def _scaled_sum(name: str, input: Any, product: Tensor, beta: float, alpha: float) -> Tensor:
-    x = as_array_like(input)
+def _scaled_sum(name: str, input: Any, factors: list[Any], beta: float, alpha: float) -> Tensor:
+    """Where alpha is 0, the product counts for nothing either."""
+    beta, alpha = plain(beta), plain(alpha)
+    x, half = as_array_like(input), all(a.dtype == np.float16 for a in factors)
+    if half and x.dtype == np.float16:  # only the result is rounded
+        return to(_scaled_sum(name, to(x, np.float32), [to(a, np.float32) for a in factors], beta, alpha), np.float16)
+    product = bmm(*factors) if factors[0].ndim == 3 else matmul(*factors)
     if x.dtype != product.dtype:
         raise DtypeError(f"{name}: input: got dtype {x.dtype}, expected {product.dtype} as in the product")
     if x.dtype.kind not in INEXACT and (wrong := [f for f in (beta, alpha) if not isinstance(f, int)]):
         raise DtypeError(f"{name}: beta, alpha: got {wrong[0]} for {x.dtype}, expected integers")
-    x, scaled = broadcast_to(x, product.shape), product if alpha == 1 else mul(product, alpha)
+    scaled = product if alpha == 1 else mul(product, alpha) if alpha else where(False, product, 0)
+    x = broadcast_to(x, product.shape)
     if beta == 0:
         return where(False, x, scaled)
     return add(x if beta == 1 else mul(x, beta), scaled)

@@ -22,7 +22,7 @@ from tinygrad_llm.autograd.writes import rewrite
 from tinygrad_llm.functions.base import sizes_of, taking, whole
 from tinygrad_llm.functions.elementwise import add, broadcast_shape, mul, without_slope
 from tinygrad_llm.ops import DtypeError, ShapeError
-from tinygrad_llm.ops.numbers import held
+from tinygrad_llm.ops.numbers import held, plain
 from tinygrad_llm.ops.opaque import as_values, opaque
 
 Fill = Callable[[np.random.Generator, tuple[int, ...], np.dtype], Any]
@@ -263,10 +263,12 @@ def _filled(name: str, self: Tensor, draw: Callable[[], Any]) -> Tensor:
 
 def uniform_(self: Tensor, *bounds: Any, generator: Any = None, **named: Any) -> Tensor:
     """Fill with numbers from [from, to), by default [0, 1): x.uniform_(from, to)."""
-    low, high = _named("uniform_", ("from", "to"), (0.0, 1.0), bounds, named)
+    low, high = map(plain, _named("uniform_", ("from", "to"), (0.0, 1.0), bounds, named))
     _floating("uniform_", self.dtype)
     if not all(isinstance(b, numbers.Real) and math.isfinite(b) for b in (low, high)) or low > high:
         raise RangeError(f"uniform_: from, to: got {low!r} and {high!r}, expected numbers, the first not above the second")
+    if max(-low, high, high - low) > (most := float(np.finfo(self.dtype).max)):
+        raise RangeError(f"uniform_: from, to: got {low!r}, {high!r} for {self.dtype}, expected ones at most {most:.4g} apart")
     fill = partial(_uniform, low=low, high=high)
     return _filled("uniform_", self, lambda: _draw("uniform_", self.shape, self.dtype, generator, fill))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from tinygrad_llm.functions.elementwise import abs, maximum, minimum, mul, pow, 
 from tinygrad_llm.functions.indexing import take_along_dim
 from tinygrad_llm.functions.shapes import cat, copied, reshape, squeeze, transpose
 from tinygrad_llm.ops import ArgumentError, IndexRangeError, Op, Vjp, elementwise, nn, reduce
+from tinygrad_llm.ops.numbers import plain
 from tinygrad_llm.ops.opaque import any_of, as_values
 from tinygrad_llm.ops.reduce import axes_of
 
@@ -81,7 +83,7 @@ def amin(input: Any, dim: Dim = (), keepdim: bool = False) -> Tensor:
 @spelled
 def max(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
     """The largest of all; over one dim (values, indices), where the first of equals takes the gradient; or maximum(x, y)."""
-    if other is not None or hasattr(dim, "dtype"):
+    if other is not None or (hasattr(dim, "dtype") and not isinstance(dim, np.generic)):
         return maximum(input, dim if other is None else other)
     x = as_array_like(input)
     return _of_all(x, reduce.max_of_all, keepdim) if dim is None else _chosen("max", np.argmax, x, dim, keepdim)
@@ -90,7 +92,7 @@ def max(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None
 @spelled
 def min(input: Any, dim: Any = None, keepdim: bool = False, *, other: Any = None) -> Any:
     """The smallest of all; over one dim (values, indices), where the first of equals takes the gradient; or minimum(x, y)."""
-    if other is not None or hasattr(dim, "dtype"):
+    if other is not None or (hasattr(dim, "dtype") and not isinstance(dim, np.generic)):
         return minimum(input, dim if other is None else other)
     x = as_array_like(input)
     return _of_all(x, reduce.min_of_all, keepdim) if dim is None else _chosen("min", np.argmin, x, dim, keepdim)
@@ -195,7 +197,7 @@ def var(
         dim, unbiased = None, dim
     if unbiased is not None and correction is not None:
         raise TypeError(f"var: correction: got {correction!r} beside unbiased = {unbiased!r}, expected one of them")
-    less: float = unbiased in (None, True) if correction is None else correction
+    less: float = unbiased in (None, True) if correction is None else plain(correction)
     if not isinstance(less, numbers.Real):
         raise TypeError(f"var: correction: got {correction!r}, expected a number")
     return _var(only_floats("var", input), dim, less, keepdim)
@@ -205,9 +207,25 @@ def var(
 def _var(x: Any, dim: Dim, less: float, keepdim: bool) -> Tensor:
     dim = dims_of("var", x, dim)
     n = math.prod([x.shape[i] for i in axes_of("var", x, dim)])
+    if n > less:
+        return _or_in_double(lambda x: _squares(x, mean(x, dim, True), dim, keepdim) / (n - less), x, least=-1)
     centre = mean(x, dim, True)
-    squares = sum(square(x - centre), dim, keepdim)
-    return squares / (n - less) if n > less else _undetermined(squares, x, as_values(x) == as_values(centre), dim, keepdim)
+    squares = _squares(x, centre, dim, keepdim)
+    return _undetermined(squares, x, as_values(x) == as_values(centre), dim, keepdim)
+
+
+def _squares(x: Any, centre: Tensor, dim: Dim, keepdim: bool) -> Tensor:
+    return sum(square(x - centre), dim, keepdim)
+
+
+def _or_in_double(function: Callable[[Any], Tensor], x: Any, least: float = 1e-14) -> Tensor:
+    """function(x), which adds up squares, which may have left float32 where it is not between least and ∞: then in float64."""
+    found = function(x)
+    if x.dtype != np.float32:
+        return found
+    values = as_values(found)
+    beyond = ~((values > least) & (values < math.inf))
+    return where(beyond, to(function(to(x, np.float64)), np.float32), found) if any_of(beyond) else found
 
 
 def _undetermined(squares: Tensor, x: Any, central: Any, dim: Dim, keepdim: bool) -> Tensor:
@@ -232,7 +250,7 @@ def std(
 
 @in_single
 def _std(x: Any, dim: Dim, unbiased: bool | None, keepdim: bool, correction: float | None) -> Tensor:
-    return _root(var(x, dim, unbiased, keepdim, correction=correction), 2)
+    return _or_in_double(lambda x: _root(var(x, dim, unbiased, keepdim, correction=correction), 2), x)
 
 
 def _root(x: Tensor, p: float) -> Tensor:
@@ -282,7 +300,7 @@ def vector_norm(input: Any, ord: float = 2, dim: Dim = None, keepdim: bool = Fal
     At 0 the gradient is 0, as in torch.
     """
     x = only_floats("vector_norm", input if dtype is None else to(as_array_like(input), dtype))
-    if not isinstance(ord, numbers.Real):
+    if not isinstance(plain(ord), numbers.Real):
         raise TypeError(f"vector_norm: ord: got {ord!r}, expected a number")
     return _vector_norm(x, float(ord), dim, keepdim)
 
@@ -294,11 +312,19 @@ def _vector_norm(x: Any, ord: float, dim: Dim, keepdim: bool) -> Tensor:
         return apply(_NOT_ZERO, x, dim=dim, keepdim=keepdim)
     if math.isinf(ord):
         return (amax if ord > 0 else amin)(abs(x), dim, keepdim)
-    if ord in (1, 2):
-        return sum(abs(x), dim, keepdim) if ord == 1 else _root(sum(square(x), dim, keepdim), 2)
+    if ord == 1:
+        return sum(abs(x), dim, keepdim)
     if ord < 0 and not math.prod([x.shape[i] for i in axes_of("vector_norm", x, dim)]):
         raise IndexRangeError(f"vector_norm: input: got shape {x.shape}, expected at least one element where ord is below 0")
-    return _root(sum(_powers(abs(x), ord), dim, keepdim), ord)
+    if ord == 2:
+        return _or_in_double(lambda x: _root(sum(square(x), dim, keepdim), 2), x)
+    return _power_norm(x, ord, dim, keepdim)
+
+
+@guarded("input")
+def _power_norm(x: Any, p: float, dim: Dim, keepdim: bool) -> Tensor:
+    """In float64: powers of float32 are soon beyond it."""
+    return to(_root(sum(_powers(abs(to(x, np.float64)), p), dim, keepdim), p), x.dtype)
 
 
 def _not_zero(x: Any, dim: Dim, keepdim: bool) -> tuple[Any, Vjp]:

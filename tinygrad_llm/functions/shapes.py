@@ -17,6 +17,7 @@ from tinygrad_llm.functions.base import (
     axis_of,
     dims_of,
     dtype_of,
+    names_none,
     no_view,
     result_type,
     spelled,
@@ -89,7 +90,7 @@ def flatten(input: Any, start_dim: int = 0, end_dim: int = -1) -> Tensor:
 @spelled
 def squeeze(input: Any, dim: Dim = None) -> Tensor:
     """Without the axes of size 1 (all, or those in dim)."""
-    drop = axes_of("squeeze", input, dims_of("squeeze", input, dim)) if dim != () else ()
+    drop = axes_of("squeeze", input, dims_of("squeeze", input, dim)) if not names_none(dim) else ()
     return reshape(input, tuple(n for i, n in enumerate(input.shape) if i not in drop or n != 1))
 
 
@@ -166,7 +167,7 @@ def flip(input: Any, dims: Any) -> Tensor:
 def roll(input: Any, shifts: int | tuple[int, ...], dims: Dim = ()) -> Tensor:
     """Elements moved by shifts along dims, those that fall off coming in at the other end; without dims, as if flattened."""
     by = whole_tuple("roll", "shifts", shifts if isinstance(shifts, tuple | list) else (shifts,))
-    if (dims is None or dims == ()) and len(by) == 1:
+    if (dims is None or names_none(dims)) and len(by) == 1:
         return no_view(reshape(roll(reshape(input, -1), by, 0), input.shape))
     along: Any = dims if isinstance(dims, tuple | list) else (dims,)
     if len(by) != len(along) or not by:

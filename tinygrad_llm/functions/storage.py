@@ -11,7 +11,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.functions import create, elementwise, reductions, shapes
-from tinygrad_llm.functions.base import axis_of, dims_of, dtype_of, only, spelled, tensor_like, to
+from tinygrad_llm.functions.base import axis_of, dims_of, dtype_of, names_none, only, spelled, tensor_like, to, whole
 from tinygrad_llm.ops import DtypeError
 from tinygrad_llm.ops.opaque import as_values
 from tinygrad_llm.ops.reduce import axes_of
@@ -109,7 +109,7 @@ def _constant(function: Any) -> Callable[[Tensor], Tensor]:
 def _truth(name: str, function: Any) -> Callable[..., Tensor]:
     @spelled
     def method(self: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
-        axes = () if dim in ((), []) else axes_of(name, self, dims_of(name, self, dim))
+        axes = () if names_none(dim) else axes_of(name, self, dims_of(name, self, dim))
         found = as_values(function(as_values(self), axis=axes, keepdims=keepdim))
         return Tensor.from_array(found.astype(self.dtype) if self.dtype == np.uint8 else found)  # torch's only exception
 
@@ -122,11 +122,16 @@ def _rounded(function: Any) -> Callable[[Tensor], Tensor]:
 
 def round(self: Tensor, *, decimals: int = 0) -> Tensor:
     """The nearest number with so many decimals, the even one of two; negative decimals round to tens, hundreds, …"""
-    x, scale = as_values(self), self.dtype.type(10.0 ** abs(decimals)) if self.dtype.kind == "f" else 1
-    if decimals and self.dtype.kind != "f":
+    x, decimals = as_values(self), whole("round", "decimals", decimals)
+    if not decimals:
+        return elementwise.without_slope(np.round(x), self)
+    if self.dtype.kind != "f":
         raise DtypeError(f"round: decimals: got {decimals} for {self.dtype}, expected 0 for integers")
-    values = np.round(x) if not decimals else np.round(x * scale) / scale if decimals > 0 else np.round(x / scale) * scale
-    return elementwise.without_slope(values, self)
+    wide = x.astype(np.float32 if x.dtype == np.float16 else x.dtype)
+    scale = wide.dtype.type(10.0 ** abs(decimals) if abs(decimals) < 309 else np.inf)
+    values = np.round(wide * scale) / scale if decimals > 0 else np.round(wide / scale) * scale
+    values = np.where(np.isfinite(values), values, wide if np.isfinite(scale) or decimals > 0 else 0 * wide)
+    return elementwise.without_slope(values.astype(x.dtype), self)  # what is too large for a fraction has none
 
 
 def nonzero(self: Tensor, *, as_tuple: bool = False) -> Any:

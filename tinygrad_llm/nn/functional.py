@@ -56,6 +56,7 @@ from tinygrad_llm.ops import attention as attention_ops
 from tinygrad_llm.ops import elementwise as ops
 from tinygrad_llm.ops.attention import attention, look_ahead
 from tinygrad_llm.ops.checks import check_below
+from tinygrad_llm.ops.numbers import plain
 from tinygrad_llm.ops.opaque import any_of, as_values, opaque
 
 __all__ = [
@@ -97,17 +98,26 @@ def gelu(input: Any, approximate: str = "none") -> Tensor:
 
 def silu(input: Any, inplace: bool = False) -> Tensor:
     """x σ(x).   Elfwing et al. 2017, arXiv:1702.03118. `inplace` writes it into input."""
-    if inplace:
-        return in_place(silu)(input)
-    x = only_floats("silu", input)
-    return mul(x, sigmoid(x))
+    return in_place(silu)(input) if inplace else _silu(input)
+
+
+@in_single
+def _silu(input: Any) -> Tensor:
+    return apply(ops.silu, only_floats("silu", input))
 
 
 def softplus(input: Any, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     """ln(1 + e^(βx)) / β; x itself where βx > threshold, as in torch."""
-    x = only_floats("softplus", input)
+    beta, threshold = plain(beta), plain(threshold)
     if wrong := [v for v in (beta, threshold) if not isinstance(v, numbers.Real)]:
         raise TypeError(f"softplus: beta, threshold: got {wrong[0]!r}, expected numbers")
+    return _softplus(only_floats("softplus", input), beta, threshold)
+
+
+@in_single
+def _softplus(x: Any, beta: float, threshold: float) -> Tensor:
+    if beta == 0:  # ln 2 / 0, with the slope σ(0)
+        return add(mul(x, 0.5), math.inf)
     large = as_values(x) * beta > threshold
     some = any_of(large)
     curved = log1p(exp(mul(where(large, 0.0, x) if some else x, beta))) / beta
@@ -142,7 +152,7 @@ def layer_norm(
     input: Any, normalized_shape: int | tuple[int, ...], weight: Any = None, bias: Any = None, eps: float = 1e-5
 ) -> Tensor:
     """weight · (x − E[x]) / √(Var[x] + eps) + bias, over the trailing axes normalized_shape."""
-    x, rows, shape = _rows("layer_norm", input, normalized_shape)
+    (x, rows, shape), eps = _rows("layer_norm", input, normalized_shape), plain(eps)
     if len(shape) == 1:
         return apply(nn.layer_norm, x, weight, bias, eps=eps)
     flat = [p if p is None else reshape(p, -1) for p in (weight, bias)]
@@ -153,7 +163,7 @@ def layer_norm(
 def rms_norm(input: Any, normalized_shape: int | tuple[int, ...], weight: Any = None, eps: float | None = None) -> Tensor:
     """weight · x / √(E[x²] + eps), over the trailing axes normalized_shape; eps by default that of the dtype."""
     x, rows, shape = _rows("rms_norm", input, normalized_shape)
-    eps = float(np.finfo(x.dtype).eps) if eps is None else eps
+    eps = float(np.finfo(x.dtype).eps) if eps is None else plain(eps)
     weight = None if weight is None else tensor_like("rms_norm", "weight", weight)
     if weight is not None and weight.dtype != x.dtype and weight.shape == shape:
         return to(mul(rms_norm(x, shape, None, eps), weight), x.dtype)  # which torch takes, here alone
@@ -204,10 +214,11 @@ def embedding(
 def _shorten_rows(weight: Any, ids: Any, most: float, p: float) -> None:
     """Write the rows of weight that ids name and whose p-norm is above `most` again, with that norm."""
     used = np.unique(ids[(ids >= 0) & (ids < len(weight))])
-    norms = np.linalg.norm(np.asarray(weight)[used], p, axis=1)
+    rows = np.asarray(weight)[used].astype(np.float64)  # norms may be beyond the dtype
+    norms = np.linalg.norm(rows, p, axis=1)
     long = norms > most
     with no_grad():
-        weight[used[long]] = np.asarray(weight)[used[long]] * (most / (norms[long] + 1e-7))[:, None]
+        weight[used[long]] = rows[long] * (most / (norms[long] + 1e-7))[:, None]
 
 
 def one_hot(tensor: Any, num_classes: int = -1) -> Tensor:
@@ -232,6 +243,7 @@ def dropout(
     The mask is drawn from `generator`, by default the library's (tinygrad_llm.manual_seed). `inplace` writes the result into
     input.
     """
+    p = plain(p)
     if not isinstance(p, numbers.Real) or not 0 <= p <= 1:
         raise ValueError(f"dropout: p: got {p!r}, expected a probability in [0, 1]")
     if inplace:
@@ -251,7 +263,7 @@ def attention_qkvpacked(
 ) -> Tensor:
     """scaled_dot_product_attention of the queries, keys and values that one product has made: qkv [..., T, 3, H, D] →
     [..., T, H, D]. Dao et al. 2022 have it under this name."""
-    x = only_floats("attention_qkvpacked", qkv)
+    x, scale = only_floats("attention_qkvpacked", qkv), plain(scale)
     if not dropout_p:
         return apply(attention_ops.attention_qkvpacked, x, is_causal=is_causal, scale=scale)
     q, k, v = x.transpose(-4, -2).unbind(-3)  # [..., H, T, D]
@@ -282,7 +294,7 @@ def scaled_dot_product_attention(
     """
     if attn_mask is not None and is_causal:
         raise ArgumentError("scaled_dot_product_attention: attn_mask: got a mask together with is_causal, expected one of them")
-    scale = scale.item() if isinstance(scale, Tensor) else scale
+    scale = scale.item() if isinstance(scale, Tensor) else plain(scale)
     if scale is not None and not isinstance(scale, numbers.Real):
         raise TypeError(f"scaled_dot_product_attention: scale: got {scale!r}, expected a number")
     q, k, v = [only_floats("scaled_dot_product_attention", x) for x in (query, key, value)]
@@ -340,6 +352,7 @@ def cross_entropy(
     """
     x, given, target = only_floats("cross_entropy", input), target, as_values(target)
     reduction, ignored = _reduction(size_average, reduce, reduction), whole("cross_entropy", "ignore_index", ignore_index)
+    label_smoothing = plain(label_smoothing)
     if not isinstance(label_smoothing, numbers.Real) or not 0 <= label_smoothing <= 1:
         raise ArgumentError(f"cross_entropy: label_smoothing: got {label_smoothing!r}, expected a number in [0, 1]")
     classes = 0 if x.ndim == 1 else 1
@@ -429,6 +442,11 @@ def nll_loss(
     check_below(t, n, "nll_loss: target", "number of classes")
     if weight is not None:
         _check_weight("nll_loss", as_values(weight), n, x.dtype)
+    return _nll_loss(x, t, used, None if weight is None else as_values(weight), classes, reduction)
+
+
+@in_single
+def _nll_loss(x: Any, t: Any, used: Any, weight: Any, classes: int, reduction: str) -> Tensor:
     w = np.ones(t.shape, x.dtype) if weight is None else as_values(weight)[t]
     row = squeeze(gather(x, classes, np.expand_dims(t, classes)), classes) * -w
     row = where(used, row, 0.0) if any_of(~used) else row
@@ -456,12 +474,17 @@ def mse_loss(
                       "lead to incorrect results; please ensure they have the same size", stacklevel=2)
     shape = broadcast_shape("mse_loss", input=x.shape, target=y.shape)
     x, y = promoted(*[a if a.shape == shape else broadcast_to(a, shape) for a in (x, y)])
-    loss = square(sub(only_floats("mse_loss", x), y))
-    if weight is None:
+    w = None if weight is None else as_array_like(weight)
+    if w is not None and w.shape != np.shape(input):
+        raise ShapeError(f"mse_loss: weight: got shape {w.shape}, expected {np.shape(input)} as of input")
+    return _mse_loss(only_floats("mse_loss", x), y, w, reduction)
+
+
+@in_single
+def _mse_loss(x: Any, y: Any, w: Any, reduction: str) -> Tensor:
+    loss = square(sub(x, y))
+    if w is None:
         return _reduced(loss, reduction)
-    w, x = as_array_like(weight), as_array_like(input)
-    if w.shape != x.shape:
-        raise ShapeError(f"mse_loss: weight: got shape {w.shape}, expected {x.shape} as of input")
     return (loss * w).sum() / w.sum() if reduction == "mean" else _reduced(loss * w, reduction)
 
 

@@ -14,6 +14,7 @@ from tinygrad_llm.autograd import Tensor, no_grad
 from tinygrad_llm.autograd.randomness import chosen
 from tinygrad_llm.functions.random import RangeError
 from tinygrad_llm.ops import ShapeError
+from tinygrad_llm.ops.numbers import plain
 
 __all__ = [
     "calculate_gain", "constant_", "kaiming_normal_", "kaiming_uniform_", "normal_", "ones_", "trunc_normal_", "uniform_",
@@ -56,13 +57,17 @@ def trunc_normal_(
     tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, generator: Random = None
 ) -> Tensor:
     """N(mean, std²), but drawn again where it lies outside [a, b]."""
-    if not a <= b or not std > 0:
+    mean, std, a, b = map(plain, (mean, std, a, b))
+    if not a <= b or not 0 < std < math.inf:
         raise RangeError(f"trunc_normal_: std, a, b: got {std}, {a} and {b}, expected std > 0 and a <= b")
+    if not math.isfinite(mean):
+        raise RangeError(f"trunc_normal_: mean: got {mean}, expected a finite number")
     if mean < a - 2 * std or mean > b + 2 * std:
         warnings.warn(f"trunc_normal_: mean: got {mean}, expected one that is at most 2 std from [{a}, {b}]: values pile up at "
                       "its ends", stacklevel=2)
     random = chosen("trunc_normal_: generator", generator)
-    values = mean + std * _truncated(random, tensor.numel(), (a - mean) / std, (b - mean) / std)
+    low, high = [min(max((end - mean) / std, -1e300), 1e300) for end in (a, b)]
+    values = mean + std * _truncated(random, tensor.numel(), low, high)
     with no_grad():
         return tensor.copy_(np.clip(values, a, b).astype(tensor.dtype).reshape(tensor.shape))
 
@@ -79,7 +84,7 @@ def _truncated(generator: np.random.Generator, count: int, low: float, high: flo
     while len(found) < count:
         n = 2 * (count - len(found)) + 16
         x = generator.standard_normal(n) if often else generator.uniform(low, high, n)
-        kept = (x >= low) & (x <= high) if often else generator.random(n) <= np.exp((m * m - x * x) / 2)
+        kept = (x >= low) & (x <= high) if often else generator.random(n) <= np.exp((m - x) * (m / 2 + x / 2))
         found = np.concatenate([found, x[kept]])
     return found[:count]
 
@@ -98,13 +103,13 @@ def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator: Random = None) -> Tensor:
     """U(−a, a), a = gain √(6 / (fan_in + fan_out)).   Glorot & Bengio 2010"""
-    a = gain * math.sqrt(6 / sum(_fans("xavier_uniform_", tensor)))
+    a = plain(gain) * math.sqrt(6 / sum(_fans("xavier_uniform_", tensor)))
     return uniform_(tensor, -a, a, generator)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: Random = None) -> Tensor:
     """N(0, σ²), σ = gain √(2 / (fan_in + fan_out)).   Glorot & Bengio 2010"""
-    return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(_fans("xavier_normal_", tensor))), generator)
+    return normal_(tensor, 0.0, plain(gain) * math.sqrt(2 / sum(_fans("xavier_normal_", tensor))), generator)
 
 
 def kaiming_uniform_(

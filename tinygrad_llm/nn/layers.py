@@ -13,6 +13,7 @@ from tinygrad_llm.functions.base import taking, whole
 from tinygrad_llm.nn import functional as F
 from tinygrad_llm.nn.module import Module, Parameter
 from tinygrad_llm.ops import ShapeError
+from tinygrad_llm.ops.numbers import plain
 
 
 class PaddingError(AssertionError, ValueError):
@@ -221,7 +222,8 @@ class Dropout(Module):
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False, *, generator: np.random.Generator | None = None) -> None:
-        if not isinstance(p, int | float | np.number) or not 0 <= p <= 1:
+        p = plain(p)
+        if not isinstance(p, int | float) or not 0 <= p <= 1:
             raise ValueError(f"Dropout: p: got {p!r}, expected a probability in [0, 1]")
         chosen("Dropout: generator", generator)
         self.p, self.inplace, self.generator = p, inplace, generator

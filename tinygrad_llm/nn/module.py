@@ -14,6 +14,7 @@ from tinygrad_llm.autograd import Tensor, as_array, no_grad
 from tinygrad_llm.autograd.changes import changes
 from tinygrad_llm.autograd.modes import active_recorder, meet
 from tinygrad_llm.ops import DtypeError, ShapeError
+from tinygrad_llm.ops.errors import of_its_own
 
 
 class Parameter(Tensor):
@@ -377,8 +378,9 @@ def _check_state(own: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) ->
     for name, array in arrays.items():
         if array.shape != own[name].shape:
             raise ShapeError(f"load_state_dict: {name}: got shape {array.shape}, expected {own[name].shape}")
-        if not np.can_cast(array.dtype, own[name].dtype, "same_kind"):
-            raise DtypeError(f"load_state_dict: {name}: got dtype {array.dtype}, expected one that {own[name].dtype} can hold")
+        if array.dtype.kind == "V" or not np.can_cast(array.dtype, own[name].dtype, "same_kind"):
+            expected = of_its_own(f"one that {own[name].dtype} can hold", array.dtype)
+            raise DtypeError(f"load_state_dict: {name}: got dtype {array.dtype}, expected {expected}")
         other = first.setdefault(id(own[name]), name)
         if not np.array_equal(array, arrays[other], equal_nan=array.dtype.kind == "f"):
             raise ValueError(f"load_state_dict: {name}: got values that differ from {other}, expected one shared tensor")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinygrad_llm.ops.errors import DtypeError, IndexRangeError, ShapeError
+from tinygrad_llm.ops.errors import DtypeError, IndexRangeError, ShapeError, of_its_own
 from tinygrad_llm.ops.opaque import as_values, opaque
 from tinygrad_llm.ops.spec import Arg, Dim
 
@@ -87,7 +87,7 @@ def _check_kind(op: Op, arg: Arg, array: Any) -> None:
     allowed = {"float": "biufc", "int": "iu", "bool": "b"}[arg.kind]
     if array.dtype.kind not in allowed:
         expected = {"float": "numbers", "int": "integers", "bool": "booleans"}[arg.kind]
-        raise DtypeError(f"{op.name}: {arg.name}: got dtype {array.dtype}, expected {expected}")
+        raise DtypeError(f"{op.name}: {arg.name}: got dtype {array.dtype}, expected {of_its_own(expected, array.dtype)}")
 
 
 def _check_dtypes(op: Op, arrays: tuple[Any, ...]) -> None:

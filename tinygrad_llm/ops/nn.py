@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,8 @@ def layer_norm(x: Any, weight: Any, bias: Any, eps: float = 1e-5) -> tuple[Any, 
 
 
 def _inverse_root(squares: Any, n: int, eps: float) -> Any:
-    """1 / √(Σ/n + eps) of the sum of n squares."""
-    return np.sqrt(n / (squares + n * eps))
+    """1 / √(Σ/n + eps) of the sum of n squares. n / Σ would overflow where Σ is a denormal."""
+    return math.sqrt(n) / np.sqrt(squares + n * eps)
 
 
 def _along(g: Any, normal: Any, weight: Any) -> tuple[Any, Any, Any, Any]:

@@ -12,6 +12,14 @@ from tinygrad_llm.ops.errors import ArgumentError, DtypeError
 _TORCH_INTEGERS = {np.dtype(name) for name in ("int8", "int16", "int32", "int64", "uint8")}
 
 
+def plain(value: Any) -> Any:
+    """NumPy's number, or that of an array without axes, as Python's; anything else as it is.
+
+    Beside an array of float32 NumPy's float64 would make float64, and beside a Python number its float16 would round that.
+    """
+    return value.item() if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and not value.ndim) else value
+
+
 def wrapped(number: Any, dtype: np.dtype) -> Any:
     """A number that takes part in arithmetic of this dtype: beside integers its lowest bits, as in torch (uint8: 300 is 44).
 

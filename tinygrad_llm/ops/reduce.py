@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_llm.ops.declare import Vjp, compute, op
+from tinygrad_llm.ops.elementwise import kept_where
 from tinygrad_llm.ops.errors import ArgumentError, IndexRangeError
 from tinygrad_llm.ops.shape import flipped
 from tinygrad_llm.ops.sums import total
@@ -86,8 +87,10 @@ def _extreme(name: str, find: Any, x: Any, dim: Dims, keepdim: bool, takes_nan: 
     here = (x == found) | (x != x) if takes_nan else x == found
 
     def vjp(g: Any) -> tuple[Any]:
-        with np.errstate(divide="ignore", invalid="ignore"):  # beside a nan none is the largest: all are nan, as in torch
-            return (here * (g.reshape(kept) / np.sum(here, axis=axes, keepdims=True, dtype=g.dtype)),)
+        count = np.sum(here, axis=axes, keepdims=True, dtype=g.dtype)
+        nobody = count == 0  # beside a nan none is the largest: all are nan, as in torch
+        share = np.where(nobody, math.nan, g.reshape(kept) / np.maximum(count, 1))
+        return (kept_where(share, here | nobody),)
 
     return found if keepdim else found.reshape(tuple(n for i, n in enumerate(x.shape) if i not in axes)), vjp
 

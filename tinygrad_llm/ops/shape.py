@@ -161,7 +161,7 @@ def _added_at(x: Any, index: Any, shape: Shape, out: Any = None) -> Any:
         out[index] = x
         return out
     places = np.arange(out.size).reshape(shape)[index]  # flat, because ufunc.at is fast in one dimension only
-    flat = out.reshape(-1)
+    flat = out.reshape(-1) if x.dtype != np.float16 else np.zeros(out.size, np.float32)  # of float16, 2048 + 1 is 2048
     np.add.at(flat, places.reshape(-1), x.reshape(-1))
     if not np.may_share_memory(flat, out):
         out[...] = flat.reshape(shape)
