@@ -88,7 +88,7 @@ ONE = {
     **{f"x // {c}": lambda m, x, c=c: m.div(x, c, rounding_mode="floor") for c in NUMBERS},
     **{f"x % {c}": lambda m, x, c=c: m.remainder(x, c) for c in NUMBERS},
     **{f"round to {n}": lambda m, x, n=n: x.round(decimals=n) for n in (0, 1, 3, 5, -1, -3)},
-    **{f"clamp at {c}": lambda m, x, c=c: m.clamp(x, min=c) for c in NUMBERS if c < 1e5},
+    **{f"clamp at {c}": lambda m, x, c=c: m.clamp(x, min=c) for c in (0.3, -0.7, 1e-4)},  # at bounds: test_torch_versions
 }
 NO_ANSWER = {  # where torch has nan, or 0, for want of an order of operations
     "/ x": "slopes of c / x at x near 0 and ∞", "x %": "the rest of what is larger than the quotient that a float holds",
@@ -109,7 +109,6 @@ def test_functions_of_one_number_are_torchs_at_the_ends(name, dtype):
 TWO = {
     "mul": lambda m, x, y: x * y, "div": lambda m, x, y: x / y, "sub": lambda m, x, y: x - y, "pow": lambda m, x, y: x**y,
     "maximum": lambda m, x, y: m.maximum(x, y), "minimum": lambda m, x, y: m.minimum(x, y),
-    "clamp low": lambda m, x, y: m.clamp(x, min=y), "clamp high": lambda m, x, y: m.clamp(x, max=y),
     "where": lambda m, x, y: m.where(x > y, x, y), "masked": lambda m, x, y: x.masked_fill(y > 0, 0.0),
     "mse_loss": lambda m, x, y: m.nn.functional.mse_loss(x, y, reduction="none"),
     "kl_div": lambda m, x, y: m.nn.functional.kl_div(x, y, reduction="none"),

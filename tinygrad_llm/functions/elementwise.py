@@ -204,9 +204,11 @@ def clamp(input: Any, min: Any = None, max: Any = None) -> Tensor:
 
 
 def _within(dtype: np.dtype, name: str, bound: Any) -> Any:
-    """A bound that these integers can have: one beyond all of them is the last of them. Errors: one that none of them keeps."""
-    if bound is None or hasattr(bound, "dtype"):
+    """A bound as this dtype holds it; of integers, one beyond all of them is the last of them. Errors: one that none keeps."""
+    if bound is None or hasattr(bound, "dtype") or dtype.kind not in "iuf":
         return bound
+    if dtype.kind == "f":
+        return held("clamp", name, bound, dtype)
     limits = np.iinfo(dtype)
     if (bound > limits.max) if name == "min" else (bound < limits.min):
         raise ArgumentError(f"clamp: {name}: got {bound}, expected a bound that {dtype} can hold")
