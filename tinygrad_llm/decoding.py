@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm import threads
 from tinygrad_llm.autograd import Tensor
 from tinygrad_llm.autograd.changes import changes
 from tinygrad_llm.config import TransformerConfig
@@ -80,6 +81,7 @@ class Decoder:
     def _take_weights(self) -> None:
         model = self._model
         self._versions = [p._counter for p in model.parameters()]
+        self._size = threads.mean_size(model.parameters())
         self._writes, self._parts, self._changes = self._count_writes(), self._found_parts(), changes.count
         self._tokens = _embedding("tok_embed", model.tok_embed)
         learned = self.config.positions == "learned"
@@ -111,12 +113,13 @@ class Decoder:
             self._renew()
         self._changes = changes.count
         b, t = ids.shape
-        x = self._tokens[ids] + self._positions[self.length : self.length + t]  # [B, T, d]
-        x = x.reshape(b * t, -1)
-        for block in self._blocks:
-            x = block(x)
-        self.cache.length += t
-        return self._head(self._norm(x[t - 1 :: t]))  # the last position of each sequence
+        with threads.suited_to(self._size, b * t):
+            x = self._tokens[ids] + self._positions[self.length : self.length + t]  # [B, T, d]
+            x = x.reshape(b * t, -1)
+            for block in self._blocks:
+                x = block(x)
+            self.cache.length += t
+            return self._head(self._norm(x[t - 1 :: t]))  # the last position of each sequence
 
     def _renew(self) -> None:
         if self.length:

@@ -17,6 +17,7 @@ from tinygrad_llm.autograd.randomness import chosen
 from tinygrad_llm.data import Tokenizer
 from tinygrad_llm.decoding import Decoder, UnknownModuleError, WeightsChangedError
 from tinygrad_llm.ops import ShapeError
+from tinygrad_llm.ops.numbers import plain
 
 __all__ = ["generate", "generate_text", "next_token_probabilities", "stream_text"]
 
@@ -287,7 +288,7 @@ def _check_count(name: str, value: object, low: int) -> None:
 
 
 def _check_sampling(temperature: Any, top_k: Any, top_p: Any) -> None:
-    _check_number("temperature", temperature, lambda t: 0 <= t <= sys.float_info.max, "a number >= 0")
+    _check_number("temperature", plain(temperature), lambda t: 0 <= t <= sys.float_info.max, "a number >= 0")
     if top_k is not None:
         _check_count("top_k", top_k, 1)
     if top_p is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm import threads
 from tinygrad_llm.autograd import no_grad
 from tinygrad_llm.data import BatchLoader, SequenceDataset, Tokenizer
 from tinygrad_llm.nn import Module
@@ -73,12 +74,13 @@ def evaluate(
     The model's modules are in eval mode meanwhile and then in the mode that each was in before.
     Raises ValueError where there is no token to predict, FloatingPointError for a loss that is not finite.
     """
-    totals = _Totals(tokenizer)
+    totals, size = _Totals(tokenizer), threads.mean_size(model.parameters())
     with evaluation_mode(model):
         for ids, targets in _batches(data, batch_size, max_tokens):
             if should_stop():
                 raise Stopped
-            totals.add(model(ids).numpy(), targets)
+            with threads.suited_to(size, np.size(ids)):
+                totals.add(model(ids).numpy(), targets)
     return totals.result()
 
 

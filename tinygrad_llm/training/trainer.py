@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import multiprocessing
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_llm import threads
 from tinygrad_llm.data import Tokenizer
 from tinygrad_llm.nn import Module
 from tinygrad_llm.optim import AdamW, WarmupCosine, clip_grad_norm_
@@ -97,7 +99,8 @@ class Trainer:
         try:
             self._zero_grad()
             team = self._prepared(ids, targets)
-            loss = self._step(ids, targets) if team is None else self._step_together(team, ids, targets)
+            with threads.suited_to(self._matrix_size, ids.size // self.accumulate):
+                loss = self._step(ids, targets) if team is None else self._step_together(team, ids, targets)
             if self.schedule is not None:
                 self.schedule.step()
             self.steps_done += 1
@@ -212,6 +215,10 @@ class Trainer:
         norm = float(clip_grad_norm_(self._parameters(), self.grad_clip or math.inf))
         self._refuse_nonfinite("gradient norm", norm)
         return norm
+
+    @functools.cached_property
+    def _matrix_size(self) -> float:
+        return threads.mean_size(self._parameters())
 
     def _parameters(self) -> Iterator[Any]:
         return (p for group in self.optimizer.param_groups for p in group["params"])

@@ -31,8 +31,8 @@ from multiprocessing.connection import Connection, wait  # imports util, whose f
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
+from tinygrad_llm import threads
 from tinygrad_llm.allocator import give_back_freed
 from tinygrad_llm.nn import Module, Parameter
 from tinygrad_llm.optim import AdamW
@@ -88,7 +88,6 @@ class Team:
         context = multiprocessing.get_context(method)
         with _told_by_the_system(count):  # before anything is moved
             links = [context.Pipe(duplex=False) for _ in range(count - 1)]
-            self.blas = ThreadpoolController().select(user_api="blas")
             self.flat = Flat(layout)
         self.lodging = Lodging(optimizer, parameters, self.flat)
         self.lodging.enter()
@@ -144,7 +143,7 @@ class Team:
         self.lodging.enter()
         states = self.streams.states()
         try:
-            with self.blas.limit(limits=1) if self.children else nullcontext():
+            with threads.one() if self.children else nullcontext():
                 yield
         except BaseException as error:
             if not self.updating:
@@ -378,7 +377,7 @@ def _serve(
         other.close()
     warnings.simplefilter("ignore")  # the main process runs the same code, and warns
     np.seterr(**errors)
-    with ThreadpoolController().limit(limits=1, user_api="blas"):
+    with threads.one():
         if parameters is None:
             model, parameters = _with_values(model, flat)
         worker = Worker(rank, links, model, parameters, flat, accumulate, compute)
