@@ -30,7 +30,7 @@ def _users_threads():
 
 
 @pytest.mark.parametrize(("size", "rows", "inside"), [
-    (16 * 16, 64, 1), (128 * 128, 512, 1), (128 * 128, 4096, USERS), (256 * 256, 1, 1), (1024 * 1024, 1, USERS), (0.0, 10**9, 1)
+    (16 * 16, 64, 1), (64 * 64, 512, 1), (128 * 128, 512, USERS), (400 * 400, 1, 1), (1024 * 1024, 1, USERS), (0.0, 10**9, 1)
 ])
 def test_small_products_have_one_thread(size, rows, inside):
     with threads.suited_to(size, rows):

@@ -1,7 +1,7 @@
 """How many threads BLAS uses: one while products are small.
 
 At each product OpenBLAS's threads wait for each other in a loop. Where another program keeps a core busy, one of them waits for
-its turn, and a training step takes 1.3 to 2.9 times as long (docs/decisions.md).
+its turn, and a training step takes 2.2 to 3.2 times as long (docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-WORTH_SHARING = 20_000_000
-"""Multiply-adds of a product from which a second thread saves time where nothing else runs: 0.91 to 0.99 of it here."""
+WORTH_SHARING = 4_000_000
+"""Multiply-adds of a product below which a second thread saves less than a sixth of a step where nothing else runs."""
 
-LEAST_ROWS = 64
+LEAST_ROWS = 16
 """A product with fewer rows takes as long as with so many: its time is that of reading the matrix."""
 
 
