@@ -199,7 +199,7 @@ def descend(a: np.ndarray, p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.nd
     else:  # nearer to g: from there, as torch's lerp, or what is left of a large m hides a small g
         np.subtract(g, np.multiply(a, b1, out=a), out=m)
     v *= b2
-    v += np.multiply(np.multiply(g, 1 - b2, out=a), g, out=a)  # g² alone may be infinite, and v would be so for ever
+    v += np.square(np.multiply(g, math.sqrt(1 - b2), out=a), out=a)  # g² alone may be infinite, and v would be so for ever
     np.sqrt(np.maximum(largest[0], v, out=largest[0]) if group["amsgrad"] else v, out=a)
     a += c * eps
     np.divide(m, a, out=a)
