@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 WORTH_SHARING = 4_000_000
@@ -26,24 +26,27 @@ def mean_size(parameters: Iterable[Any]) -> float:
     return sum(sizes) / len(sizes) if sizes else 0.0
 
 
-@contextmanager
-def suited_to(size: float, rows: int) -> Iterator[None]:
+def suited_to(size: float, rows: int) -> AbstractContextManager[None]:
     """Inside the block one thread, if products of `rows` rows with matrices of `size` numbers are small; then as before."""
-    if size * max(rows, LEAST_ROWS) < WORTH_SHARING:
-        with one():
-            yield
-    else:
-        yield
+    return _ONE if size * max(rows, LEAST_ROWS) < WORTH_SHARING else _AS_IT_IS
 
 
-@contextmanager
-def one() -> Iterator[None]:
+def one() -> AbstractContextManager[None]:
     """One thread inside the block, and after it as many as before. Blocks may overlap, in other threads too."""
-    _LIMIT.enter()
-    try:
-        yield
-    finally:
+    return _ONE
+
+
+class _One(AbstractContextManager[None]):
+    """A block; without a state of its own, so that there need be but one."""
+
+    def __enter__(self) -> None:
+        _LIMIT.enter()
+
+    def __exit__(self, *exception: object) -> None:
         _LIMIT.leave()
+
+
+_ONE, _AS_IT_IS = _One(), nullcontext()
 
 
 class _Limit:
