@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import suppress
 from multiprocessing import RawArray, reduction
 from multiprocessing.context import assert_spawning
 from typing import Any
@@ -30,7 +31,11 @@ class SharedMemory:
         self.nbytes = nbytes
         if alone:
             private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-            self._open(mmap.mmap(-1, max(nbytes, 1), **private))
+            memory = mmap.mmap(-1, max(nbytes, 1), **private)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                with suppress(OSError):  # a kernel without large pages
+                    memory.madvise(mmap.MADV_HUGEPAGE)
+            self._open(memory)
             return
         try:
             self._descriptor = os.memfd_create("tinygrad_llm")
