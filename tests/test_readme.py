@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+import benchmarks.__main__ as benchmarks
 from tinygrad_llm.ops import REGISTRY
 
 ROOT = Path(__file__).parents[1]
@@ -45,3 +47,24 @@ def test_commands_of_the_readme_are_targets_and_subcommands():
     used = set(re.findall(r"tinygrad-llm (\w+)", README))
     assert used == {"train", "eval", "generate", "tokenize", "check", "profile"}
     assert used - {"eval"} <= commands
+
+
+def test_the_ratios_of_the_readme_are_those_that_report_makes_of_the_records(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the dependency group `test`")
+    page, records = ROOT / "docs" / "rival.md", ROOT / "docs" / "records"
+    files = [str(records / f"rival-{name}.jsonl") for name in ("small", "train", "long")]
+    assert benchmarks.main(["report", *files, "--out", str(tmp_path / "rival.md")]) == 0
+    made = (tmp_path / "rival.md").read_text(encoding="utf-8")
+    assert made == page.read_text(encoding="utf-8")
+    words = ("torch with everything", "the same instruction set", "each library as installed")
+    shown = re.findall(r"^\| (S\d).* \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    assert len(shown) == 4
+    for case, *ratios in shown:
+        row, *_ = re.findall(rf"^\| {case} \| numpy-fast \| (.*?) \|", made, re.MULTILINE)
+        found = [float(re.search(rf"([\d.]+) {kind}", row)[1]) for kind in words]
+        assert [float(r) for r in ratios] == [round(f, 2) for f in found]
+    long = re.findall(r"^\| one sequence of .* \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    cells = re.findall(r"^\| d = 256 \| ([\d.]+); .* \| ([\d.]+);", made, re.MULTILINE)  # sdpa, intel, best
+    short, sequence = [[round(float(cell[i]), 2) for cell in cells] for i in (0, 1)]
+    for (everything, same, installed), (sdpa, intel, best) in zip(long, (sequence, short), strict=True):
+        assert [float(everything), float(same), float(installed)] == [min(intel, best), intel, sdpa]
