@@ -91,6 +91,35 @@ class TestTiktokenTokenizer:
         assert tokenizer.decode([15339, 1917]) == "hello world"
         assert isinstance(tokenizer, Tokenizer)
 
+    @pytest.mark.parametrize("method", ["encode_ordinary", "encode"])
+    def test_a_panic_of_the_encoder_is_an_error_of_ours(self, method):
+        """tiktoken's regular expression gives up on some texts with what is a BaseException and no Exception."""
+
+        class PanicError(BaseException):
+            pass
+
+        class Gives:
+            def __init__(self, error):
+                self.error = error
+
+            def __getattr__(self, name):
+                assert name == method
+
+                def encode(*args, **options):
+                    raise self.error
+
+                return encode
+
+        tokenizer = TiktokenTokenizer("cl100k_base")
+        special = "all" if method == "encode" else ()
+        tokenizer._encoding = Gives(PanicError("stack overflow"))
+        with pytest.raises(ValueError, match=r"^text: got 5 characters on which tiktoken gives up \(stack overflow\)"):
+            tokenizer.encode("hello", special)
+        for error in (KeyboardInterrupt, SystemExit, MemoryError):
+            tokenizer._encoding = Gives(error())
+            with pytest.raises(error):
+                tokenizer.encode("hello", special)
+
     def test_o200k(self):
         tokenizer = TiktokenTokenizer("o200k_base")
         assert tokenizer.vocab_size == 200019

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import tinygrad_llm
 from tinygrad_llm import Transformer, TransformerConfig, nn
 from tinygrad_llm.data import CharTokenizer
-from tinygrad_llm.generation import generate, generate_text, next_token_probabilities, stream_text
+from tinygrad_llm.generation import _characters, generate, generate_text, next_token_probabilities, stream_text
 from tinygrad_llm.ops import ShapeError
 
 V = 12
@@ -214,6 +214,16 @@ def test_pieces_are_whole_characters_and_join_to_the_text(text):
     assert "".join(pieces) == text
     assert all(pieces)
     assert len(pieces) == len(text)  # each as soon as its last byte is there
+
+
+@given(st.text(st.characters(), max_size=20))
+def test_pieces_of_single_characters_join_to_what_the_tokenizer_decodes(text):
+    """Lone surrogates among them, which no bytes of UTF-8 stand for."""
+    tokenizer = CharTokenizer(text + "a")
+    ids = tokenizer.encode(text)
+    pieces = list(_characters(tokenizer, ids.tolist()))
+    assert pieces == list(text)
+    assert "".join(pieces) == tokenizer.decode(ids)
 
 
 def test_an_unfinished_character_is_not_given_and_bytes_that_are_none_are_marked():

@@ -14,7 +14,7 @@ import numpy as np
 
 from tinygrad_llm.autograd import no_grad
 from tinygrad_llm.autograd.randomness import chosen
-from tinygrad_llm.data import Tokenizer
+from tinygrad_llm.data import CharTokenizer, Tokenizer
 from tinygrad_llm.decoding import Decoder, UnknownModuleError, WeightsChangedError
 from tinygrad_llm.ops import ShapeError
 from tinygrad_llm.ops.numbers import plain
@@ -218,6 +218,9 @@ def generate_text(model: Any, tokenizer: Tokenizer, prompt: str, max_new_tokens:
 
 def _characters(tokenizer: Tokenizer, tokens: Iterable[int]) -> Iterator[str]:
     """The text of tokens as far as its characters are complete; bytes that are not UTF-8 become U+FFFD."""
+    if isinstance(tokenizer, CharTokenizer):  # whose tokens are whole characters, lone surrogates among them
+        yield from (tokenizer.decode([token]) for token in tokens)
+        return
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for token in tokens:
         yield decoder.decode(tokenizer.decode_bytes([token]))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -132,15 +133,17 @@ class TiktokenTokenizer:
 
         A text that spells a special token, such as "<|endoftext|>", is encoded as the plain characters it is unless
         that token is in allowed_special: training text and prompts are data, and data must not command the model.
-        Raises TypeError when text is not a str, ValueError for a lone surrogate, which is no Unicode text.
+        Raises TypeError when text is not a str, ValueError for a lone surrogate, which is no Unicode text, and for a text on
+        which tiktoken gives up.
         """
         if not isinstance(text, str):
             raise TypeError(f"text: got {type(text).__name__}, expected a str")
         _refuse_surrogates(text)
-        if not allowed_special:
-            return np.array(self._encoding.encode_ordinary(text), np.int64)
-        allowed: Any = allowed_special if allowed_special == "all" else set(allowed_special)
-        return np.array(self._encoding.encode(text, allowed_special=allowed, disallowed_special=()), np.int64)
+        with _panics_as_errors(text):
+            if not allowed_special:
+                return np.array(self._encoding.encode_ordinary(text), np.int64)
+            allowed: Any = allowed_special if allowed_special == "all" else set(allowed_special)
+            return np.array(self._encoding.encode(text, allowed_special=allowed, disallowed_special=()), np.int64)
 
     def decode(self, ids: Any) -> str:
         """The text of a list or array of ids, or of one id; bytes that are not UTF-8 become U+FFFD.
@@ -235,6 +238,18 @@ def _code_points(text: str) -> np.ndarray:
 
 def _distinct(text: str) -> str:
     return "".join(sorted(set(text)))
+
+
+@contextmanager
+def _panics_as_errors(text: str) -> Iterator[None]:
+    """tiktoken is written in Rust, whose panics arrive as a BaseException that no `except Exception` catches."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as panic:
+        raise ValueError(f"text: got {len(text):,} characters on which tiktoken gives up ({panic}), expected shorter texts, "
+                         "or such with more words and fewer repeated characters") from None
 
 
 def _refuse_surrogates(text: str) -> None:
