@@ -1,6 +1,7 @@
 """Modules and the Transformer by themselves: names, state, seeds, causality, what is refused."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
@@ -231,3 +232,13 @@ def test_bad_ids_are_refused(call, message):
 def test_a_dtype_that_is_no_float_is_refused():
     with pytest.raises(TypeError, match="dtype: got"):
         make(dtype=np.int32)
+
+
+def test_numpys_numbers_are_numbers_of_a_configuration():
+    config = TransformerConfig(np.int64(11), np.int32(6), np.uint8(8), np.array(2), np.int64(2), bias=np.bool_(False),
+                               dropout=np.float32(0.5), norm_eps=np.float64(1e-5))
+    assert config == TransformerConfig(11, 6, 8, 2, 2, bias=False, dropout=0.5)
+    assert {type(value) for value in config.to_dict().values()} == {int, str, bool, float}
+    assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
+    with pytest.raises(TypeError, match=r"^d_model: got 8.0, expected an integer"):
+        TransformerConfig(11, 6, np.float64(8), 2, 2)

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from tinygrad_llm.ops.numbers import plain
+
 CHOICES = {
     "activation": ("relu", "gelu", "gelu_tanh"),
     "norm": ("layernorm",),
@@ -52,6 +54,8 @@ class TransformerConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # NumPy's numbers as Python's, which JSON can hold
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         if self.d_ff is None and isinstance(self.d_model, int):
             object.__setattr__(self, "d_ff", 4 * self.d_model)
         for name in ("vocab_size", "context_length", "d_model", "n_heads", "n_layers", "d_ff"):
