@@ -74,7 +74,8 @@ def evaluate(
     The model's modules are in eval mode meanwhile and then in the mode that each was in before.
     Raises ValueError where there is no token to predict, FloatingPointError for a loss that is not finite.
     """
-    totals, size = _Totals(tokenizer), threads.mean_size(model.parameters())
+    totals = _Totals(tokenizer)
+    size = threads.mean_size(model.parameters()) if hasattr(model, "parameters") else math.inf  # as the reference's
     with evaluation_mode(model):
         for ids, targets in _batches(data, batch_size, max_tokens):
             if should_stop():
