@@ -19,6 +19,7 @@ from benchmarks.micro import Op, find_ops
 from benchmarks.process import WorkerError
 from benchmarks.report import read_records, write_report
 from benchmarks.sides import Side, find_sides
+from tinygrad_llm.cli.program import python_as_typed
 
 SIDES = "numpy-fast,numpy,torch-sdpa,torch-compile,torch-intel,torch-best,torch-best-compile"
 PAIR, FASTEST = "numpy,torch-sdpa,torch-intel,torch-best", "numpy-fast,torch-sdpa,torch-intel,torch-best"
@@ -182,7 +183,7 @@ def _next(options: argparse.Namespace, more: bool) -> str:
     if more:
         return "time was up; next: the same command with --resume"
     report = Path(options.out).with_suffix(".md")
-    return f"next: python -m benchmarks report {shlex.quote(options.out)} --out {shlex.quote(str(report))}"
+    return f"next: {python_as_typed()} -m benchmarks report {shlex.quote(options.out)} --out {shlex.quote(str(report))}"
 
 
 def _head(options: argparse.Namespace) -> dict[str, Any]:

@@ -137,7 +137,12 @@ def _cast(values: list[np.ndarray], dtype: Any) -> list[np.ndarray]:
 
 
 def _call_torch(function: Any, values: list[np.ndarray], dtype: Any) -> torch.Tensor:
-    return _checked_torch(function(*[torch.tensor(v) for v in _cast(values, dtype)]))
+    try:
+        return _checked_torch(function(*[torch.tensor(v) for v in _cast(values, dtype)]))
+    except Exception as error:
+        if ": got " in str(error):
+            raise
+        raise TypeError(f"functions: got {error!r} from the second function, expected it to take these inputs") from error
 
 
 def _checked_torch(out: Any) -> torch.Tensor:

@@ -24,6 +24,7 @@ from benchmarks.inputs import draw_batches, draw_state
 from benchmarks.micro import BOTH, FORWARD, find_ops
 from benchmarks.process import Worker, WorkerError
 from benchmarks.report import read_records, write_report
+from tinygrad_llm.cli.program import python_as_typed
 
 TOY = GRID["toy"]
 PEERS = "autograd", "mygrad", "jax", "tinygrad"
@@ -524,7 +525,7 @@ def test_a_run_ends_with_its_ratios_in_words_and_the_next_command(other, tmp_pat
     out = str(tmp_path / "run.jsonl")
     assert main(["run", "--grid", "toy", "--sides", f"numpy,{twin.name}", "--steps", "1", "--rounds", "1", "--out", out]) == 0
     said = capsys.readouterr()
-    assert f"next: python -m benchmarks report {out} --out {tmp_path / 'run.md'}" in said.out
+    assert f"next: {python_as_typed()} -m benchmarks report {out} --out {tmp_path / 'run.md'}" in said.out
     assert re.search(r"toy twin / numpy: .* provisional: .*1 round\n", said.err)
     assert "toy: time / time of numpy, the smallest first: –. Not measured: each library as installed, the same" in said.err
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import tomllib
 import numpy as np
 import pytest
 
-from tinygrad_llm.checkpoint import CheckpointFolder, load_checkpoint
+from tinygrad_llm.checkpoint import CheckpointFolder, load_checkpoint, save_checkpoint
 from tinygrad_llm.cli import COMMANDS, main
 from tinygrad_llm.cli.errors import is_mistake
 from tinygrad_llm.training import Trainer, load_model
@@ -109,6 +110,16 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_resumed_run_ends_with_the_same_b
     ours, wanted = final_weights(out), final_weights(trained)
     assert ours.metadata["step"] == 20
     assert all(np.array_equal(ours.tensors[name], wanted.tensors[name]) for name in wanted.tensors)
+
+
+def test_a_finished_run_whose_evaluation_is_not_there_is_evaluated_again(trained, tmp_path, capsys):
+    out = shutil.copytree(trained, tmp_path / "out")
+    last = sorted(out.glob("step-*"))[-1]
+    tensors, metadata = load_checkpoint(last)
+    save_checkpoint(last, tensors, {**metadata, "evaluation": None})
+    code, said, _ = run(capsys, "train", "--resume", "--out", out)
+    assert code == 0
+    assert f"{metadata['evaluation']['loss']:.3f}" in said
 
 
 def test_resume_of_a_run_that_was_killed_before_its_first_checkpoint_starts_it(text, trained, tmp_path, capsys):
@@ -345,6 +356,9 @@ def test_check_of_two_functions(capsys, tmp_path, monkeypatch):
     assert run(capsys, *pair, "mine_of_test:absent,mine_of_test:torch_norm")[0] == 2
     assert run(capsys, "check", "--functions", "a:b,c:d")[0] == 2
     assert run(capsys, *pair, "mine_of_test:np_norm,mine_of_test:torch_norm", "--inputs", "not a shape")[0] == 2
+    code, _, err = run(capsys, *pair, "mine_of_test:np_norm,mine_of_test:torch_norm", "--inputs", "*B N")  # one too few
+    assert code == 2
+    assert re.fullmatch(r"tinygrad-llm: functions: got TypeError\(.*\) from the second function, expected .*\n", err)
 
 
 # settings, help, bugs ------------------------------------------------------------------------------------------------

@@ -242,3 +242,32 @@ def test_numpys_numbers_are_numbers_of_a_configuration():
     assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
     with pytest.raises(TypeError, match=r"^d_model: got 8.0, expected an integer"):
         TransformerConfig(11, 6, np.float64(8), 2, 2)
+
+
+class Doubled(Transformer):
+    def forward(self, ids):
+        return super().forward(ids) * 2
+
+
+def with_a_bias(model):
+    model.lm_head = nn.Linear(8, 11, dtype=np.float64)
+    model.lm_head.bias.detach().copy_(np.arange(11.0))
+    return model
+
+
+def with_a_forward_of_its_own(model):
+    model.forward = lambda ids: Transformer.forward(model, ids) * 3
+    return model
+
+
+@pytest.mark.parametrize("make_other", [
+    lambda: Doubled(TransformerConfig(**CONFIG), 0, np.float64), lambda: with_a_bias(make(dtype=np.float64)),
+    lambda: with_a_forward_of_its_own(make(dtype=np.float64)),
+], ids=["subclass", "head", "attribute"])
+def test_the_loss_is_that_of_what_forward_predicts(make_other):
+    model, x, y = make_other(), ids(2, 6), ids(2, 6, seed=1)
+    expected = nn.functional.cross_entropy(model(x).reshape(-1, 11), y.reshape(-1))
+    assert model.loss(x, y).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert model.loss(x, y).item() != pytest.approx(make(dtype=np.float64).loss(x, y).item(), rel=1e-3)
+    model.loss(x, y).backward()
+    assert all(p.grad is not None for p in model.parameters())

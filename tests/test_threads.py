@@ -92,6 +92,21 @@ def test_a_process_that_is_forked_inside_a_block_has_the_users_threads():
     os.close(writer)
 
 
+def test_a_process_that_leaves_a_block_of_before_the_fork_counts_on():
+    limit = threads._Limit()
+    limit.leave()
+    assert limit.blocks == 0
+
+
+def test_a_number_that_somebody_asks_for_inside_stays():
+    with threads.one():
+        for library in ThreadpoolController().select(user_api="blas").lib_controllers:
+            threads._set(library, 2)
+    assert count() == {2}
+    for library in ThreadpoolController().select(user_api="blas").lib_controllers:
+        threads._set(library, USERS)
+
+
 SMALL, LARGE = tg.TransformerConfig(11, 8, 8, 2, 1), tg.TransformerConfig(11, 8, 1024, 2, 1, d_ff=1024)
 IDS = np.arange(16).reshape(2, 8) % 11
 

@@ -32,7 +32,10 @@ def suited_to(size: float, rows: int) -> AbstractContextManager[None]:
 
 
 def one() -> AbstractContextManager[None]:
-    """One thread inside the block, and after it as many as before. Blocks may overlap, in other threads too."""
+    """One thread inside the block, and after it as many as before. Blocks may overlap, in other threads too.
+
+    A limit of threadpoolctl's own that another thread sets meanwhile, and keeps for longer, takes the one for what was before.
+    """
     return _ONE
 
 
@@ -66,13 +69,16 @@ class _Limit:
 
     def leave(self) -> None:
         with self.lock:
+            if self.blocks == 0:  # a block that began before a fork
+                return
             self.blocks -= 1
             if self.blocks == 0:
                 self.give_back()
 
     def give_back(self) -> None:
         for library, n in self.before:
-            _set(library, n)
+            if library.get_num_threads() == 1:  # else somebody has asked for another number meanwhile
+                _set(library, n)
         self.before = []
 
 

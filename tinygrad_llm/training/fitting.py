@@ -272,6 +272,8 @@ class Fitting:
         self.saved, self.evaluated, self.best = metadata["step"], run["evaluated"], run["best"]
         saved = metadata.get("evaluation")
         self.evaluation = Evaluation(**saved) if saved else None
+        if self.evaluation is None and self.evaluated and self.options.evaluate_on is not None:  # it is not there: made again
+            self.evaluated = -1
 
     def _check_steps(self) -> None:
         if self.options.steps < self.trainer.steps_done:
