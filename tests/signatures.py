@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.utils.checkpoint
+from packaging.version import Version
 
 import tinygrad_llm as tg
 
@@ -262,7 +263,6 @@ HERE = {
     "normal: mean: optional": "torch's overloads have it by position only where std is a tensor",
     "autograd.Function: args: missing": "torch's constructor only refuses: a Function is applied, not made",
     "autograd.checkpoint: context_fn": "each library's own function that does nothing",
-    "autograd.checkpoint: preserve_rng_state: ours alone": "torch takes it among **kwargs",
     "autograd.checkpoint: generators: ours alone": "NumPy's generators that the function draws from",
     "autograd.gradcheck": "torch's tolerances cannot see an error of 0.1 %; method is ours",
     "autograd.gradgradcheck": "passes what it does not name on to gradcheck",
@@ -283,6 +283,13 @@ HERE = {
     "nn.Parameter: dtype: ours alone": "of values that are no tensor yet",
     **{f"nn.RMSNorm.forward: {rest}": "input, as in every other layer" for rest in ("x: missing", "input: ours alone")},
     "autograd.RemovableHandle": "made by register_hook and not by users",
+}
+# checkpoint's signature is another one since torch 2.15
+HERE |= {
+    "autograd.checkpoint: function": "torch makes a decorator without one",
+    "autograd.checkpoint: respect_saved_tensors_hooks": "there are no saved_tensors_hooks",
+} if Version(torch.__version__).release >= (2, 15) else {
+    "autograd.checkpoint: preserve_rng_state: ours alone": "torch takes it among **kwargs",
 }
 REASONS = {**{f"*: {key}": reason for key, reason in EVERYWHERE.items()}, **HERE}
 
