@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.cases import label
-from benchmarks.verdicts import KINDS, doubts, lacking
+from benchmarks.verdicts import KINDS, doubts, lacking, three
 
 Record = dict[str, Any]
 WORDS = 40  # characters
@@ -32,6 +32,12 @@ def verdict(r: Record | None, spread_too: bool = True) -> str:
 def mark(r: Record) -> str:
     """A word where a measurement is provisional."""
     return " provisional" if doubts(r) else ""
+
+
+def threes(ratios: Sequence[Record]) -> dict[tuple[str, str], dict[str, Record]]:
+    """(case, side of ours) → its three ratios."""
+    keys = dict.fromkeys((name_of(r), r["ours"]) for r in ratios)
+    return {key: three(r for r in ratios if (name_of(r), r["ours"]) == key) for key in keys}
 
 
 def in_order(found: Mapping[str, Record]) -> str:

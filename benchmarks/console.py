@@ -9,8 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.cells import in_order, name_of, not_measured, short, spread
-from benchmarks.verdicts import doubts, three
+from benchmarks.cells import in_order, name_of, not_measured, short, spread, threes
+from benchmarks.verdicts import doubts
 
 Record = dict[str, Any]
 MEASURED = "train", "decode", "op"
@@ -50,8 +50,7 @@ class Console:
         self.bar.close()
 
     def _end_case(self) -> None:
-        for name, ours in dict.fromkeys((name_of(r), r["ours"]) for r in self.ratios):
-            found = three(r for r in self.ratios if (name_of(r), r["ours"]) == (name, ours))
+        for (name, ours), found in threes(self.ratios).items():
             tqdm.write(f"{name}: time / time of {ours}, the smallest first: {in_order(found)}. "
                        f"Not measured: {not_measured(found)}", file=sys.stderr)
         self.ratios.clear()

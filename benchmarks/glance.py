@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.cells import in_order, mark, name_of, not_measured, of, short, table
-from benchmarks.verdicts import EVERYTHING, three
+from benchmarks.cells import in_order, mark, name_of, not_measured, of, short, table, threes
+from benchmarks.verdicts import EVERYTHING
 
 Record = dict[str, Any]
 YARDSTICK = "torch-sdpa"  # what all of our sides, and their memory, are compared with
@@ -37,10 +37,7 @@ def at_a_glance(runs: Iterable[list[Record]]) -> list[str]:
 
 def three_table(ratios: Sequence[Record]) -> str:
     """A row for each case and side of ours."""
-    rows = []
-    for case, ours in dict.fromkeys((name_of(r), r["ours"]) for r in ratios):
-        found = three(r for r in ratios if (name_of(r), r["ours"]) == (case, ours))
-        rows.append([case, ours, in_order(found), not_measured(found)])
+    rows = [[case, ours, in_order(found), not_measured(found)] for (case, ours), found in threes(ratios).items()]
     return table(("case", "ours", "the three ratios, the smallest first", "not measured"), rows) if rows else ""
 
 
@@ -70,5 +67,3 @@ def _add_medians(rows: dict[str, dict[str, list[str]]], records: list[Record]) -
         yardstick = other == YARDSTICK or EVERYTHING in r.get("kinds", ())
         if ours == ratios[0]["ours"] and yardstick and {(case, ours), (case, other)} <= memory.keys():
             row.setdefault(f"memory: {ours} / {other}", []).append(short(memory[case, ours] / memory[case, other]))
-
-

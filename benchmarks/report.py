@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import GRID
-from benchmarks.cells import mark, name_of, not_measured, of, short, spread, table, verdict
+from benchmarks.cells import mark, name_of, not_measured, of, short, spread, table, threes, verdict
 from benchmarks.glance import at_a_glance, environment, three_table
 from benchmarks.measure import fit_line, fit_power
 from benchmarks.sides import SIDES
-from benchmarks.verdicts import BUSY, KINDS, doubts, three
+from benchmarks.verdicts import BUSY, KINDS, doubts
 
 Record = dict[str, Any]
 
@@ -222,11 +222,9 @@ def _side_table(records: Sequence[Record]) -> str:
 
 def _three_means(records: Sequence[Record]) -> str:
     """The same where the cases are many: of each kind the geometric mean, of the best torch side in each cell."""
-    ratios = of(records, "ratio")
-    rows = []
-    for ours in dict.fromkeys(r["ours"] for r in ratios):
-        cells = [three(r for r in ratios if (name_of(r), r["ours"]) == (case, ours))
-                 for case in dict.fromkeys(name_of(r) for r in ratios)]
+    found, rows = threes(of(records, "ratio")), []
+    for ours in dict.fromkeys(ours for _, ours in found):
+        cells = [cell for (_, one), cell in found.items() if one == ours]
         means = {kind: [cell[kind]["median"] for cell in cells if kind in cell] for kind in KINDS}
         said = sorted((statistics.geometric_mean(values), kind, len(values)) for kind, values in means.items() if values)
         rows.append([ours, ", ".join(f"{short(mean)} {KINDS[kind]} ({count})" for mean, kind, count in said) or "–",

@@ -137,15 +137,14 @@ def _cast(values: list[np.ndarray], dtype: Any) -> list[np.ndarray]:
 
 
 def _call_torch(function: Any, values: list[np.ndarray], dtype: Any) -> torch.Tensor:
+    return _result_of_torch(function, [torch.tensor(v) for v in _cast(values, dtype)])
+
+
+def _result_of_torch(function: Any, tensors: list[torch.Tensor]) -> torch.Tensor:
     try:
-        return _checked_torch(function(*[torch.tensor(v) for v in _cast(values, dtype)]))
+        out = function(*tensors)
     except Exception as error:
-        if ": got " in str(error):
-            raise
         raise TypeError(f"functions: got {error!r} from the second function, expected it to take these inputs") from error
-
-
-def _checked_torch(out: Any) -> torch.Tensor:
     if not isinstance(out, torch.Tensor):
         raise TypeError(f"functions: got a {type(out).__name__} from the second function, expected one torch.Tensor")
     return out
@@ -153,7 +152,7 @@ def _checked_torch(out: Any) -> torch.Tensor:
 
 def _run_torch(function: Any, values: list[np.ndarray], cotangent: np.ndarray, dtype: Any) -> list[np.ndarray]:
     tensors = [torch.tensor(v, requires_grad=v.dtype.kind == "f") for v in _cast(values, dtype)]
-    out = _checked_torch(function(*tensors))
+    out = _result_of_torch(function, tensors)
     wanted = [t for t in tensors if t.requires_grad]
     if not out.requires_grad:
         return [out.numpy(), *[np.zeros(tuple(t.shape), dtype) for t in wanted]]

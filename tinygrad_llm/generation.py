@@ -159,8 +159,8 @@ def _candidates(
     logits: np.ndarray, temperature: float, top_k: int | None, top_p: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The tokens that can be drawn, likeliest first (all of them: by id), and their probabilities."""
-    plain = top_k is None and top_p is None
-    order = np.arange(len(logits)) if plain else np.argsort(-logits, kind="stable")[:top_k]
+    is_whole = top_k is None and top_p is None
+    order = np.arange(len(logits)) if is_whole else np.argsort(-logits, kind="stable")[:top_k]
     with np.errstate(over="ignore"):  # a tiny temperature: −inf is right
         probabilities = np.exp(_below_largest(logits[order], logits.max(), temperature))
     probabilities /= probabilities.sum()
